@@ -1,0 +1,1082 @@
+"""From a formula and a frame to tensors: rows kept, factors coded, columns named.
+
+Frames end here. A `Design` holds the response and model matrices whose columns are
+views of the caller's data (see `matrix`); its `Spec` rebuilds the same columns for new
+data.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from .compute import Compute, default_compute
+from .errors import DesignError
+from .formula import Formula, GroupTerm, Rhs, Term
+from .matrix import Block, Coded, Column, ModelMatrix, Scratch, Source
+from .matrix import _DENSE_LEVELS as DENSE_LEVELS
+from .transforms import Categorical, Numeric, evaluate, expression_variables
+
+__all__ = ["Batch", "Design", "Grouping", "RandomTerm", "Spec", "Table"]
+
+
+class Table:
+    """Columns by name, whatever frame they come in.
+
+    Parameters
+    ----------
+    data : pandas.DataFrame, polars or pyarrow table, or mapping of columns
+        Anything narwhals reads is accepted; only columns that are asked for are
+        converted.
+
+    Raises
+    ------
+    DesignError
+        If `data` is none of these, or its columns differ in length.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.rows: np.ndarray | None = None
+        self._cache: dict[str, Any] = {}
+        if isinstance(data, Table):
+            data = data._data
+        if not isinstance(data, pd.DataFrame):
+            data = _as_columns(data)
+        self._data = data
+        self.columns = [str(c) for c in data]
+        self.index = data.index if isinstance(data, pd.DataFrame) else None
+        if self.index is not None:
+            self.n = len(data)
+        else:
+            lengths = {len(data[c]) for c in data}
+            if len(lengths) > 1:
+                raise DesignError(f"columns differ in length: {sorted(lengths)}.")
+            self.n = lengths.pop() if lengths else 0
+
+    def full(self, name: str) -> pd.Series | np.ndarray:
+        """Return all rows of a column."""
+        if name not in self._cache:
+            if name not in self.columns:
+                raise KeyError(name)
+            column = self._data[name]
+            if isinstance(column, pd.DataFrame):
+                raise DesignError(f"there are several columns named {name!r}.")
+            if not isinstance(column, pd.Series):
+                column = _to_series(column)
+            self._cache[name] = column
+        return self._cache[name]
+
+    def __call__(self, name: str) -> pd.Series | np.ndarray:
+        """Return the kept rows of a column."""
+        column = self.full(name)
+        if self.rows is None:
+            return column
+        return column.iloc[self.rows] if isinstance(column, pd.Series) else column[
+            self.rows
+        ]
+
+    def numeric(self, name: str) -> np.ndarray | None:
+        """Return a float or integer column as an array (a view if it can be)."""
+        if name not in self.columns:
+            return None
+        column = self.full(name)
+        dtype = column.dtype
+        if isinstance(dtype, np.dtype):
+            return column.to_numpy() if dtype.kind in "fiu" else None
+        if pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(
+            dtype
+        ):
+            return column.to_numpy(dtype=np.float64, na_value=np.nan)
+        return None
+
+    def missing(self, name: str) -> np.ndarray | None:
+        """Return which rows are missing, or None when no row is."""
+        values = self.numeric(name)
+        if values is not None:
+            if values.dtype.kind != "f" or _all_finite(values):
+                return None
+            mask = np.isnan(values)
+        else:
+            mask = np.asarray(pd.isna(self.full(name)))
+        return mask if mask.any() else None
+
+
+def _as_columns(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {str(k): _to_series(v) for k, v in data.items()}
+    import narwhals.stable.v1 as nw
+
+    try:
+        frame = nw.from_native(data, eager_only=True)
+    except TypeError as error:
+        raise DesignError(
+            "data must be a pandas or polars frame, a pyarrow table or a mapping of "
+            f"columns, not {type(data).__name__}."
+        ) from error
+    return _Narwhal(frame)
+
+
+class _Narwhal:
+    """A frame of another library, its columns brought to pandas when asked for."""
+
+    def __init__(self, frame: Any) -> None:
+        self.frame = frame
+
+    def __iter__(self) -> Any:
+        return iter(self.frame.columns)
+
+    def __getitem__(self, name: str) -> pd.Series:
+        column = self.frame[name]
+        return column.to_pandas().reset_index(drop=True)
+
+
+def _to_series(values: Any) -> pd.Series:
+    if isinstance(values, pd.Series):
+        return values
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    array = values if hasattr(values, "dtype") else np.asarray(values)
+    if getattr(array, "ndim", 1) != 1:
+        raise DesignError(
+            f"a column must have one dimension, not shape {array.shape}; give each "
+            "column its own name."
+        )
+    return pd.Series(array, copy=False)
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    """Whether every value is finite; one pass, no array of flags unless needed."""
+    with np.errstate(all="ignore"):
+        total = values.sum()
+    return bool(np.isfinite(total)) or bool(np.isfinite(values).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """A grouping factor: integer codes and the levels they stand for.
+
+    Attributes
+    ----------
+    name : str
+        As in the formula, ``"a:b"`` for an interaction.
+    codes : ndarray of int32, shape (n,)
+    levels : tuple
+    """
+
+    name: str
+    codes: np.ndarray
+    levels: tuple
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+
+@dataclass(frozen=True, eq=False)
+class RandomTerm:
+    """A random-effects term: its columns, its grouping and its covariance structure.
+
+    Attributes
+    ----------
+    term : GroupTerm
+    Z : ModelMatrix, shape (n, q)
+        Columns that vary by group (one row of the data each, not expanded).
+    grouping : Grouping
+    """
+
+    term: GroupTerm
+    Z: ModelMatrix
+    grouping: Grouping
+
+
+@dataclass(eq=False)
+class Batch:
+    """Some rows of a design, as tensors.
+
+    Attributes
+    ----------
+    y : Tensor, shape (rows,) or (rows, responses)
+    blocks : tuple of Block
+        One for each linear predictor's matrix.
+    offset : tuple of Tensor or None
+        Added to each linear predictor; shape (rows,).
+    weights, freq_weights : Tensor or None, shape (rows,)
+    size : Tensor or None, shape (rows,)
+        Trials, where the response counts successes.
+    rows : slice
+        Which rows of the design these are.
+    """
+
+    y: Tensor
+    blocks: tuple[Block, ...]
+    offset: tuple[Tensor | None, ...]
+    weights: Tensor | None
+    freq_weights: Tensor | None
+    size: Tensor | None
+    rows: slice
+
+    @property
+    def X(self) -> Tensor:
+        """Return the first matrix, dense; shape (rows, k)."""
+        return self.blocks[0].columns()
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """Everything a model needs of the data.
+
+    Attributes
+    ----------
+    spec : Spec
+        Rebuilds the same columns for new data.
+    n : int
+        Rows used.
+    y : ndarray, shape (n,) or (n, responses)
+        Response; codes when it is categorical, a proportion after ``cbind``.
+    y_levels : tuple or None
+        Levels of a categorical response.
+    y_name : str
+    X : ModelMatrix
+        Fixed effects.
+    parts : tuple of ModelMatrix
+        Matrices of further linear predictors.
+    absorbed : tuple of Grouping
+        Fixed effects after ``|``, when the model absorbs them.
+    random : tuple of RandomTerm
+    offset, weights, freq_weights, size : ndarray or None, shape (n,)
+    index : pandas.Index
+        Labels of the rows used.
+    rows : ndarray of int or None
+        Positions of the rows used among those given; None when all were.
+    n_missing, n_zero_weight : int
+        Rows left out for missing values and for weight zero.
+    has_constant : bool
+        Whether a column of ones is in the span of X.
+    """
+
+    spec: Spec
+    n: int
+    y: np.ndarray | None
+    y_levels: tuple | None
+    y_name: str
+    X: ModelMatrix
+    parts: tuple[ModelMatrix, ...] = ()
+    absorbed: tuple[Grouping, ...] = ()
+    random: tuple[RandomTerm, ...] = ()
+    offset: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    freq_weights: np.ndarray | None = None
+    size: np.ndarray | None = None
+    index: pd.Index | None = None
+    rows: np.ndarray | None = None
+    n_given: int = 0
+    n_missing: int = 0
+    n_zero_weight: int = 0
+    has_constant: bool = False
+
+    @classmethod
+    def build(
+        cls,
+        formula: str | Formula,
+        data: Any,
+        *,
+        weights: Any = None,
+        freq_weights: Any = None,
+        offset: Any = None,
+        exposure: Any = None,
+        parts: Sequence[Rhs] = (),
+        absorb: bool = False,
+        na_action: str = "drop",
+        context: Mapping[str, Callable] | None = None,
+        compute: Compute | None = None,
+    ) -> Design:
+        """Read a formula against data.
+
+        Parameters
+        ----------
+        formula : str or Formula
+        data : frame or mapping
+            See `Table`.
+        weights, freq_weights, offset, exposure : str or array_like, optional
+            A column's name, an expression of the formula language, or values, one
+            for each row. Exposure enters the linear predictor as its logarithm.
+        parts : sequence of Rhs, optional
+            Right-hand sides of further linear predictors.
+        absorb : bool, default False
+            Whether what follows ``|`` in the formula are fixed effects to absorb.
+        na_action : {"drop", "raise"}, default "drop"
+            What is done with rows that have a missing value in any variable used.
+        context : mapping of str to callable, optional
+            Further functions the formula may call.
+        compute : Compute, optional
+
+        Returns
+        -------
+        Design
+
+        Raises
+        ------
+        FormulaError, DesignError
+            For a formula or data that cannot be used; the message says why.
+        """
+        if isinstance(formula, str):
+            formula = Formula.parse(formula, tuple(context or ()))
+        return _Builder(
+            formula, Table(data), context, compute or default_compute()
+        ).build(
+            dict(weights=weights, freq_weights=freq_weights, offset=offset,
+                 exposure=exposure),
+            tuple(parts), absorb, na_action,
+        )  # fmt: skip
+
+    @property
+    def matrices(self) -> tuple[ModelMatrix, ...]:
+        """The matrix of each linear predictor."""
+        return (self.X, *self.parts)
+
+    def widest(self) -> int:
+        """Columns that a row of all matrices takes in a block."""
+        return sum(len(m.dense) + len(m.coded) for m in self.matrices)
+
+    def scratches(self, rows: int, compute: Compute) -> tuple[Scratch, ...]:
+        """One worker's memory for `batch`."""
+        return tuple(m.scratch(rows, compute) for m in self.matrices)
+
+    def batch(
+        self, start: int, stop: int, scratches: tuple[Scratch, ...], compute: Compute
+    ) -> Batch:
+        """Rows `start` to `stop` as tensors; valid until the scratches' next use."""
+        part = slice(start, stop)
+
+        def tensor(values: np.ndarray | None) -> Tensor | None:
+            return None if values is None else compute.tensor(_plain(values[part]))
+
+        offset = tensor(self.offset)
+        return Batch(
+            tensor(self.y),
+            tuple(s.block(start, stop) for s in scratches),
+            (offset, *(None for _ in self.parts)),
+            tensor(self.weights),
+            tensor(self.freq_weights),
+            tensor(self.size),
+            part,
+        )
+
+    def select_columns(self, keep: list[int], number: int = 0) -> Design:
+        """Return the design with only some columns of one of its matrices."""
+        matrices = list(self.matrices)
+        self.spec.kept[number] = keep
+        matrices[number] = matrices[number].select(keep)
+        return replace(self, X=matrices[0], parts=tuple(matrices[1:]))
+
+    def only(self, number: int) -> Design:
+        """Return the design with one of its matrices as the first and only one."""
+        return replace(self, X=self.matrices[number], parts=(), offset=None)
+
+    def every(self, step: int) -> Design:
+        """Return the design of every `step`-th row, as views: for starting values."""
+
+        def thin(values: np.ndarray | None) -> np.ndarray | None:
+            return None if values is None else values[::step]
+
+        return replace(
+            self,
+            n=-(-self.n // step),
+            y=thin(self.y),
+            X=self.X.every(step),
+            parts=tuple(m.every(step) for m in self.parts),
+            offset=thin(self.offset),
+            weights=thin(self.weights),
+            freq_weights=thin(self.freq_weights),
+            size=thin(self.size),
+        )
+
+    def values(self, given: Any, what: str) -> np.ndarray:
+        """Values the caller gave beside the data, for the rows used.
+
+        Parameters
+        ----------
+        given : array_like, shape (rows given,) or (n,)
+        what : str
+            Named in the error.
+        """
+        array = np.asarray(given)
+        if len(array) == self.n_given and self.rows is not None:
+            return array[self.rows]
+        if len(array) != self.n:
+            raise DesignError(
+                f"{what} has {len(array)} values; the data have {self.n_given} rows, "
+                f"of which {self.n} are used. Give one value for each row."
+            )
+        return array
+
+    def grouping(self, given: Any, what: str = "groups") -> Grouping:
+        """Codes of a grouping given as a column's name or as values."""
+        name = given if isinstance(given, str) else getattr(given, "name", None) or what
+        if isinstance(given, str):
+            table = self.spec.table
+            if table is None:
+                raise DesignError(f"{what}={given!r} needs the data the model was fit to.")
+            try:
+                given = table.full(given)
+            except KeyError:
+                raise DesignError(_unknown(given, table.columns)) from None
+        codes, levels = pd.factorize(self.values(given, what), sort=True)
+        if (codes < 0).any():
+            raise DesignError(
+                f"{what} is missing in {(codes < 0).sum()} of the rows used; drop those "
+                "rows before the fit."
+            )
+        return Grouping(str(name), codes.astype(np.int32), tuple(levels))
+
+
+    def groupings(self, given: Any) -> tuple[Grouping, ...]:
+        """Read clusters: a column, its name, a list of names, or a frame of columns."""
+        if given is None:
+            raise ValueError("cluster needs cov_kwds={'groups': column, name or frame}.")
+        if isinstance(given, str):
+            return (self.grouping(given),)
+        if hasattr(given, "columns"):
+            columns = [c for c in given.columns]
+            return tuple(self.grouping(_column(given, c), str(c)) for c in columns)
+        if isinstance(given, (list, tuple)) and all(isinstance(g, str) for g in given):
+            if len(given) != self.n and len(given) != self.n_given:
+                return tuple(self.grouping(g) for g in given)
+        elif isinstance(given, (list, tuple)) and not np.isscalar(given[0]):
+            return tuple(self.grouping(g) for g in given)
+        array = np.asarray(given)
+        if array.ndim == 2:
+            return tuple(
+                self.grouping(array[:, j], f"groups[{j}]") for j in range(array.shape[1])
+            )
+        return (self.grouping(given),)
+
+
+def _column(frame: Any, name: Any) -> np.ndarray:
+    return frame[name].to_numpy()
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """Return an array torch can take: positive strides, native numbers, writable."""
+    if values.dtype == np.float64 and values.strides[0] >= 0 and values.flags.writeable:
+        return values
+    return np.array(values, dtype=np.float64)
+
+
+@dataclass(eq=False)
+class Spec:
+    """What is needed to make the same columns from new data.
+
+    Attributes
+    ----------
+    formula : Formula
+    states : dict of str to dict
+        What each factor learnt from the data: levels, knots, means.
+    parts : tuple of Rhs
+        Right-hand sides of the further matrices.
+    offset : str or None
+        Name or expression given as `offset=`, if it was one.
+    exposure : str or None
+    context : mapping of str to callable
+    table : Table or None
+        The data themselves; None after loading from a file.
+    kept : list of list of int
+        Columns kept of each matrix, when some were aliased; else empty.
+    """
+
+    formula: Formula
+    states: dict[str, dict] = field(default_factory=dict)
+    parts: tuple[Rhs, ...] = ()
+    offset: str | None = None
+    exposure: str | None = None
+    context: Mapping[str, Callable] = field(default_factory=dict)
+    table: Table | None = None
+    kept: dict[int, list[int]] = field(default_factory=dict)
+
+    def rebuild(
+        self, data: Any, *, offset: Any = None, exposure: Any = None
+    ) -> Design:
+        """Build the design of new data, with the columns of the first.
+
+        Rows with missing values are left out; `Design.rows` says which remain. The
+        response is not needed.
+
+        Raises
+        ------
+        DesignError
+            For an unknown column or a level that was not in the data of the fit.
+        """
+        given = dict(
+            weights=None,
+            freq_weights=None,
+            offset=self.offset if offset is None else offset,
+            exposure=self.exposure if exposure is None else exposure,
+        )
+        builder = _Builder(
+            self.formula, Table(data), self.context, default_compute(), self.states
+        )
+        design = builder.build(given, self.parts, False, "drop", response=False)
+        for number, keep in self.kept.items():
+            design = design.select_columns(keep, number)
+        return design
+
+
+class _Builder:
+    """One pass from formula and table to design; keeps the factors it evaluated."""
+
+    def __init__(
+        self,
+        formula: Formula,
+        table: Table,
+        context: Mapping[str, Callable] | None,
+        compute: Compute,
+        states: dict[str, dict] | None = None,
+    ) -> None:
+        self.formula, self.table = formula, table
+        self.context, self.compute = dict(context or {}), compute
+        self.fresh = states is None
+        self.states: dict[str, dict] = {} if states is None else states
+        self.factors: dict[str, Numeric | Categorical] = {}
+
+    def build(
+        self,
+        given: dict[str, Any],
+        parts: tuple[Rhs, ...],
+        absorb: bool,
+        na_action: str,
+        response: bool = True,
+    ) -> Design:
+        if na_action not in ("drop", "raise"):
+            raise ValueError(f"na_action must be 'drop' or 'raise', not {na_action!r}.")
+        table, formula = self.table, self.formula
+        if formula.call is not None:
+            raise DesignError(
+                f"{formula.call.name}(...) is a model of its own; build the design of "
+                "the formula inside it."
+            )
+        if table.n == 0:
+            raise DesignError("the data have no rows.")
+        expected = {n: v for n, v in given.items() if v is not None}
+        rhs = (formula.rhs, *parts)
+        absorbing = formula.parts if absorb else ()
+        used = self._variables(rhs, absorbing, expected, response)
+        n_missing, n_zero = self._choose_rows(used, expected, na_action)
+        n = table.n if table.rows is None else len(table.rows)
+        arrays = {k: self._vector(v, k) for k, v in expected.items()}
+        y, y_levels, size = self._response() if response else (None, None, None)
+        matrices = [self._matrix(r.terms, n, r.text) for r in rhs]
+        spec = Spec(
+            formula, self.states, parts,
+            *(v if isinstance(v := given[k], str) else None
+              for k in ("offset", "exposure")),
+            self.context, table if self.fresh else None,
+        )  # fmt: skip
+        index = table.index if table.index is not None else pd.RangeIndex(table.n)
+        return Design(
+            spec, n, y, y_levels,
+            formula.response.text if formula.response else "",
+            matrices[0], tuple(matrices[1:]),
+            tuple(self._grouping(f) for r in absorbing for f in _absorbed(r)),
+            tuple(self._random(g, n) for g in formula.rhs.groups) if response else (),
+            self._offset(arrays, n), arrays.get("weights"), arrays.get("freq_weights"),
+            size, index if table.rows is None else index[table.rows], table.rows,
+            table.n, n_missing, n_zero, self._constant(formula.rhs.terms),
+        )  # fmt: skip
+
+    def _constant(self, terms: Sequence[Term]) -> bool:
+        """Whether a column of ones is in the span of the terms, by their coding."""
+        codings = _codings(terms, {e: self._factor(e) for t in terms for e in t.factors})
+        return any(
+            all(full and isinstance(self.factors[e], Categorical) for e, full in coding)
+            for coding in codings
+        )
+
+    # -- rows ------------------------------------------------------------------
+
+    def _variables(
+        self,
+        rhs: Sequence[Rhs],
+        absorbing: Sequence[Rhs],
+        given: dict[str, Any],
+        response: bool,
+    ) -> list[str]:
+        expressions: list[str] = []
+        if response and self.formula.response is not None:
+            expressions += self.formula.response.expressions
+        for part in (*rhs, *absorbing):
+            for term in part.terms:
+                expressions += term.factors
+            expressions += part.offsets
+            if response:
+                for group in part.groups:
+                    expressions += group.factors
+                    for term in group.terms:
+                        expressions += term.factors
+        expressions += [v for v in given.values() if isinstance(v, str)]
+        names = dict.fromkeys(v for e in expressions for v in _names(e))
+        functions = {n for n in names if n in self.context and n not in self.table.columns}
+        unknown = [n for n in names if n not in self.table.columns and n not in functions]
+        if unknown:
+            raise DesignError(_unknown(unknown[0], self.table.columns))
+        return [n for n in names if n not in functions]
+
+    def _choose_rows(
+        self, used: list[str], given: dict[str, Any], na_action: str
+    ) -> tuple[int, int]:
+        table = self.table
+        drop: np.ndarray | None = None
+        where = []
+        for name in used:
+            values = table.numeric(name)
+            if values is not None and values.dtype.kind == "f" and not _all_finite(values):
+                infinite = np.isinf(values)
+                if infinite.any():
+                    raise DesignError(
+                        f"column {name!r} is infinite in {infinite.sum()} rows (first: "
+                        f"row {int(infinite.argmax())}); mend them or make them missing."
+                    )
+            mask = table.missing(name)
+            if mask is not None:
+                where.append(f"{name} ({mask.sum()})")
+                drop = mask if drop is None else drop | mask
+        for name, value in given.items():
+            if not isinstance(value, str):
+                mask = pd.isna(_length(value, table.n, name))
+                if mask.any():
+                    where.append(f"{name} ({mask.sum()})")
+                    drop = mask if drop is None else drop | mask
+        if drop is not None and na_action == "raise":
+            raise DesignError(
+                f"{drop.sum()} rows have missing values, in {', '.join(where)}; drop or "
+                "impute them, or use na_action='drop'."
+            )
+        n_missing = 0 if drop is None else int(drop.sum())
+        if n_missing == table.n:
+            raise DesignError(
+                f"no row is complete: missing values in {', '.join(where)}."
+            )
+        zero = self._zero_weights(given, drop)
+        n_zero = 0 if zero is None else int(zero.sum())
+        if zero is not None:
+            drop = zero if drop is None else drop | zero
+        if drop is not None:
+            table.rows = np.flatnonzero(~drop)
+        return n_missing, n_zero
+
+    def _zero_weights(
+        self, given: dict[str, Any], drop: np.ndarray | None
+    ) -> np.ndarray | None:
+        zero = None
+        for name in ("weights", "freq_weights"):
+            value = given.get(name)
+            if value is None:
+                continue
+            values = _length(
+                self._evaluated(value) if isinstance(value, str) else value,
+                self.table.n, name,
+            ).astype(np.float64)  # fmt: skip
+            kept = values if drop is None else values[~drop]
+            if not np.isfinite(kept).all() or (kept < 0).any():
+                raise DesignError(
+                    f"{name} must be finite and not negative; {(kept < 0).sum()} are "
+                    "negative. Negative weights have no likelihood."
+                )
+            if not (kept > 0).any():
+                raise DesignError(f"{name} are all zero.")
+            if name == "freq_weights" and (kept != np.round(kept)).any():
+                raise DesignError(
+                    "freq_weights count rows and must be whole numbers; use weights= "
+                    "for precision (variance) weights."
+                )
+            if (kept == 0).any():
+                mask = values == 0
+                if drop is not None:
+                    mask &= ~drop
+                zero = mask if zero is None else zero | mask
+        return zero
+
+    def _evaluated(self, expression: str) -> np.ndarray:
+        value = evaluate(expression, self.table, {}, self.context)
+        if not isinstance(value, Numeric) or value.values.ndim != 1:
+            raise DesignError(f"{expression!r} must be a single numeric column.")
+        return value.values
+
+    # -- vectors ---------------------------------------------------------------
+
+    def _vector(self, value: Any, what: str) -> np.ndarray:
+        if isinstance(value, str):
+            out = np.asarray(self._evaluated(value), dtype=np.float64)
+        else:
+            out = _length(value, self.table.n, what).astype(np.float64)
+            out = out if self.table.rows is None else out[self.table.rows]
+        if not np.isfinite(out).all():
+            raise DesignError(f"{what} is not finite in {(~np.isfinite(out)).sum()} rows.")
+        if what == "exposure":
+            if (out <= 0).any():
+                raise DesignError(
+                    f"exposure must be positive; {(out <= 0).sum()} rows are not."
+                )
+            out = np.log(out)
+        return out
+
+    def _offset(self, arrays: dict[str, np.ndarray], n: int) -> np.ndarray | None:
+        found = [arrays[k] for k in ("offset", "exposure") if k in arrays]
+        for expression in self.formula.rhs.offsets:
+            values = np.asarray(self._evaluated(expression), dtype=np.float64)
+            if not np.isfinite(values).all():
+                raise DesignError(f"offset({expression}) is not finite in some rows.")
+            found.append(np.broadcast_to(values, (n,)))
+        return sum(found[1:], found[0]) if found else None
+
+    def _response(self) -> tuple[np.ndarray | None, tuple | None, np.ndarray | None]:
+        response = self.formula.response
+        if response is None:
+            raise DesignError(f"the formula {self.formula.text!r} has no response: y ~ x.")
+        parts = [self._one_response(e) for e in response.expressions]
+        if response.kind == "single":
+            return parts[0][0], parts[0][1], None
+        if any(levels is not None for _, levels in parts):
+            raise DesignError("cbind() and several responses take numeric columns only.")
+        columns = [np.asarray(v, dtype=np.float64) for v, _ in parts]
+        if response.kind == "multiple" or len(columns) != 2:
+            return np.stack(columns, axis=1), None, None
+        successes, failures = columns
+        for name, values in zip(response.expressions, columns, strict=True):
+            bad = (values < 0) | (values != np.round(values))
+            if bad.any():
+                raise DesignError(
+                    f"cbind(successes, failures) takes counts; {name} is negative or "
+                    f"not whole in {bad.sum()} rows (first: row {int(bad.argmax())})."
+                )
+        size = successes + failures
+        share = np.divide(successes, size, out=np.zeros_like(size), where=size > 0)
+        return share, None, size
+
+    def _one_response(self, expression: str) -> tuple[np.ndarray, tuple | None]:
+        source = self._bare(expression)
+        if source is not None:
+            values = source.array if source.rows is None else source.array[source.rows]
+            return values, None
+        value = evaluate(expression, self.table, {}, self.context)
+        if isinstance(value, Categorical):
+            return value.codes, tuple(value.levels)
+        values = value.values
+        if values.ndim != 1:
+            raise DesignError(f"the response {expression!r} has several columns.")
+        if values.dtype.kind == "b":
+            values = values.astype(np.float64)
+        _finite(values, expression)
+        return values, None
+
+    # -- columns ---------------------------------------------------------------
+
+    def _bare(self, expression: str) -> Source | None:
+        name = _bare_name(expression)
+        if name is None:
+            return None
+        values = self.table.numeric(name)
+        return None if values is None else Source(values, self.table.rows)
+
+    def _factor(self, expression: str) -> Numeric | Categorical | Source:
+        if expression not in self.factors:
+            known = self.states.get(expression, {}).get("kind")
+            found: Any = self._bare(expression)
+            if found is None or known == "categorical":
+                found = self._evaluate(expression)
+            elif known is None and self.fresh:
+                self.states[expression] = {"kind": "bare"}
+            self.factors[expression] = found
+        return self.factors[expression]
+
+    def _evaluate(self, expression: str) -> Numeric | Categorical:
+        stored = self.states.setdefault(expression, {"kind": "", "state": {}})
+        if stored["kind"] == "bare":
+            raise DesignError(
+                f"{expression} was numeric in the data of the fit and is not now."
+            )
+        value = evaluate(expression, self.table, stored["state"], self.context)
+        stored["kind"] = "categorical" if isinstance(value, Categorical) else "numeric"
+        if isinstance(value, Numeric):
+            _finite(value.values, expression)
+        elif (value.codes < 0).any():
+            raise DesignError(
+                f"{expression} has {(value.codes < 0).sum()} missing values that its "
+                "variables do not have."
+            )
+        elif self.fresh and len(value.levels) < 2:
+            raise DesignError(
+                f"{expression} has one level ({value.levels[0]!r}) in the rows used: "
+                "it cannot be told from the intercept; leave it out."
+            )
+        return value
+
+    def _matrix(self, terms: Sequence[Term], n: int, text: str) -> ModelMatrix:
+        factors = {e: self._factor(e) for term in terms for e in term.factors}
+        names: list[str] = []
+        dense: list[tuple[Column, int]] = []
+        coded: list[tuple[Coded, list[int]]] = []
+        for coding in _codings(terms, factors):
+            self._guard(coding, factors, text)
+            _encode(coding, factors, n, names, dense, coded)
+        return ModelMatrix(
+            n,
+            tuple(names),
+            tuple(c for c, _ in dense),
+            [a for _, a in dense],
+            tuple(c for c, _ in coded),
+            [a for _, a in coded],
+        )
+
+    def _guard(
+        self, coding: tuple[tuple[str, bool], ...], factors: dict, text: str
+    ) -> None:
+        """Refuse factors that would make a matrix of cross-products too large."""
+        levels = [
+            len(f.levels)
+            for e, _ in coding
+            if isinstance(f := factors[e], Categorical)
+        ]
+        if not levels:
+            return
+        total = int(np.prod(levels, dtype=np.int64))
+        name = ":".join(e for e, _ in coding)
+        self.compute.require(
+            3 * total**2,
+            f"{name} in {text!r} has {total:,} columns: its cross-products",
+            f"absorb it (`| {name}`), make it random (`(1 | {name})`), or raise the "
+            "budget with set_default_device(memory=...).",
+        )
+
+    def _grouping(self, expressions: Sequence[str]) -> Grouping:
+        parts = []
+        for expression in expressions:
+            name = _bare_name(expression)
+            if name is not None:
+                values = self.table(name)
+                codes, levels = pd.factorize(values, sort=True)
+            else:
+                value = evaluate(expression, self.table, {}, self.context)
+                if isinstance(value, Categorical):
+                    codes, levels = value.codes, value.levels
+                else:
+                    codes, levels = pd.factorize(value.values, sort=True)
+            parts.append((np.asarray(codes, dtype=np.int64), list(levels)))
+        name = ":".join(expressions)
+        if len(parts) == 1:
+            codes, levels = parts[0]
+            return Grouping(name, codes.astype(np.int32), tuple(levels))
+        combined = parts[0][0]
+        for codes, levels in parts[1:]:
+            combined = combined * len(levels) + codes
+        codes, present = pd.factorize(combined, sort=True)
+        shape = [len(levels) for _, levels in parts]
+        where = np.unravel_index(np.asarray(present), shape)
+        labels = tuple(
+            ":".join(str(levels[i]) for (_, levels), i in zip(parts, at, strict=True))
+            for at in zip(*where, strict=True)
+        )
+        return Grouping(name, codes.astype(np.int32), labels)
+
+    def _random(self, term: GroupTerm, n: int) -> RandomTerm:
+        grouping = self._grouping(term.factors)
+        if len(grouping) < 2:
+            raise DesignError(
+                f"the grouping factor {grouping.name} of {term.text} has one level in "
+                "the rows used: its variance cannot be estimated."
+            )
+        return RandomTerm(term, self._matrix(term.terms, n, term.text), grouping)
+
+
+def _absorbed(rhs: Rhs) -> list[tuple[str, ...]]:
+    return [t.factors for t in rhs.terms if t.factors]
+
+
+def _bare_name(expression: str) -> str | None:
+    if expression.isidentifier():
+        return expression
+    if expression.startswith("`") and expression.endswith("`"):
+        return expression[1:-1]
+    return None
+
+
+def _names(expression: str) -> tuple[str, ...]:
+    return expression_variables(expression)
+
+
+def _unknown(name: str, columns: Sequence[str]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, columns, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    shown = ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
+    return f"there is no column {name!r}.{hint} The data have: {shown}."
+
+
+def _length(value: Any, n: int, what: str) -> np.ndarray:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else None
+    array = np.asarray(value) if array is None else array
+    if array.shape != (n,):
+        raise DesignError(
+            f"{what} has shape {array.shape}; give a column's name or one value for "
+            f"each of the {n} rows."
+        )
+    if array.dtype.kind not in "fiub":
+        raise DesignError(f"{what} must be numeric, not {array.dtype}.")
+    return array
+
+
+def _finite(values: np.ndarray, expression: str) -> None:
+    if values.dtype.kind != "f" or _all_finite(values):
+        return
+    bad = ~np.isfinite(values)
+    bad = bad if bad.ndim == 1 else bad.any(axis=1)
+    raise DesignError(
+        f"{expression} is not finite in {bad.sum()} rows (first: row "
+        f"{int(bad.argmax())}, counted among complete rows)."
+    )
+
+
+# -- coding of terms -----------------------------------------------------------------
+
+
+def _codings(
+    terms: Sequence[Term], factors: Mapping[str, Any]
+) -> list[tuple[tuple[str, bool], ...]]:
+    """Decide which factors are coded in full so that no column is redundant.
+
+    A term with categorical factors C spans the products over C of (1, contrasts); what
+    an earlier term with the same numeric part spans already is left out, and what is
+    left is put together again into as few codings as possible (the rule of S, as
+    described in the patsy documentation, "Redundancy and categorical factors").
+
+    Returns
+    -------
+    list of tuple of (expression, full)
+        For each coding, its factors in order and whether all levels get a column.
+    """
+    spanned: dict[frozenset[str], set[frozenset[str]]] = {}
+    out = []
+    for term in terms:
+        groups = [e for e in term.factors if isinstance(factors[e], Categorical)]
+        numeric = frozenset(e for e in term.factors if e not in groups)
+        seen = spanned.setdefault(numeric, set())
+        subsets = [
+            frozenset(s)
+            for size in range(len(groups) + 1)
+            for s in itertools.combinations(groups, size)
+        ]
+        new = [(s, frozenset()) for s in subsets if s not in seen]
+        seen.update(subsets)
+        for reduced, full in _merge(new):
+            out.append(
+                tuple(
+                    (e, e in full)
+                    for e in term.factors
+                    if e in numeric or e in reduced or e in full
+                )
+            )
+    return out
+
+
+def _merge(
+    codings: list[tuple[frozenset[str], frozenset[str]]],
+) -> list[tuple[frozenset[str], frozenset[str]]]:
+    """Join a coding with the same one plus a reduced factor: that factor in full."""
+    codings = list(codings)
+    merged = True
+    while merged:
+        merged = False
+        for (i, (r1, f1)), (j, (r2, f2)) in itertools.permutations(
+            enumerate(codings), 2
+        ):
+            extra = r2 - r1
+            if f1 == f2 and r1 < r2 and len(extra) == 1:
+                codings[j] = (r1, f1 | extra)
+                del codings[i]
+                merged = True
+                break
+    return codings
+
+
+def _encode(
+    coding: tuple[tuple[str, bool], ...],
+    factors: Mapping[str, Any],
+    n: int,
+    names: list[str],
+    dense: list[tuple[Column, int]],
+    coded: list[tuple[Coded, list[int]]],
+) -> None:
+    """Append one coding's columns; the first factor varies fastest, as in R."""
+    choices: list[list[tuple[str, Any]]] = []
+    tables: dict[str, np.ndarray] = {}
+    for expression, full in coding:
+        factor = factors[expression]
+        if isinstance(factor, Categorical):
+            tables[expression] = factor.contrast.matrix(factor.levels, not full)
+            suffixes = factor.contrast.names(factor.levels, not full)
+            choices.append(
+                [(expression + s, (expression, j)) for j, s in enumerate(suffixes)]
+            )
+        elif isinstance(factor, Source):
+            choices.append([(expression, factor)])
+        elif factor.values.ndim == 1:
+            choices.append([(expression, Source(factor.values))])
+        else:
+            choices.append(
+                [
+                    (expression + s, Source(factor.values[:, j]))
+                    for j, s in enumerate(factor.names)
+                ]
+            )
+    start = len(names)
+    products = [p[::-1] for p in itertools.product(*reversed(choices))]
+    names.extend(":".join(label for label, _ in p) or "Intercept" for p in products)
+    numerics = [[s for _, s in p if isinstance(s, Source)] for p in products]
+    same = all(len(c) == 1 for c in choices if isinstance(c[0][1], Source))
+    if tables:
+        codes, sizes = _joint_codes(tables, factors)
+        if same and len(products) > DENSE_LEVELS:
+            table = _kronecker(list(tables.values()))
+            at = list(range(start, start + len(products)))
+            coded.append((Coded(codes, table, tuple(numerics[0])), at))
+            return
+        for number, product in enumerate(products):
+            values = _kronecker(
+                [
+                    tables[s[0]][:, s[1] : s[1] + 1]
+                    for _, s in product
+                    if not isinstance(s, Source)
+                ]
+            )[:, 0]
+            column = Column(tuple(numerics[number]), codes, np.ascontiguousarray(values))
+            dense.append((column, start + number))
+        return
+    for number in range(len(products)):
+        dense.append((Column(tuple(numerics[number])), start + number))
+
+
+def _joint_codes(
+    tables: Mapping[str, np.ndarray], factors: Mapping[str, Any]
+) -> tuple[Source, list[int]]:
+    """Codes of the combination of several factors, the first varying fastest."""
+    sizes = [len(t) for t in tables.values()]
+    total: np.ndarray | None = None
+    stride = 1
+    for expression, size in zip(tables, sizes, strict=True):
+        codes = factors[expression].codes
+        total = codes if total is None else total + stride * codes.astype(np.int32)
+        stride *= size
+    return Source(total), sizes
+
+
+def _kronecker(tables: list[np.ndarray]) -> np.ndarray:
+    """Coding of combined levels, the first factor varying fastest in both axes."""
+    out = tables[0]
+    for table in tables[1:]:
+        out = np.kron(table, out)
+    return out

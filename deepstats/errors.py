@@ -1,0 +1,69 @@
+"""Errors and warnings, each with a name that can be caught or filtered."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BoundaryWarning",
+    "ConvergenceWarning",
+    "DesignError",
+    "FormulaError",
+    "MissingDataWarning",
+    "ModelError",
+    "RankWarning",
+    "SeparationWarning",
+    "SingularFitWarning",
+]
+
+
+class FormulaError(ValueError):
+    """A formula that cannot be read.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong and what was expected.
+    text : str, optional
+        The whole formula.
+    position : int, optional
+        Zero-based index in `text` of the character that is wrong.
+    """
+
+    def __init__(self, message: str, text: str = "", position: int | None = None):
+        self.message, self.text, self.position = message, text, position
+        if text and position is not None:
+            message = f"{message}\n    {text}\n    {' ' * position}^"
+        elif text:
+            message = f"{message}\n    {text}"
+        super().__init__(message)
+
+
+class DesignError(ValueError):
+    """Data that a formula or a family cannot take."""
+
+
+class ModelError(ValueError):
+    """An option, or a combination of options, that a model does not support."""
+
+
+class ConvergenceWarning(UserWarning):
+    """The optimiser stopped before its criterion was met."""
+
+
+class SeparationWarning(UserWarning):
+    """The likelihood has no maximum: some outcomes are predicted perfectly."""
+
+
+class RankWarning(UserWarning):
+    """Columns of the design are linear combinations of earlier ones."""
+
+
+class BoundaryWarning(UserWarning):
+    """A parameter is at the edge of its range, where Wald inference fails."""
+
+
+class SingularFitWarning(BoundaryWarning):
+    """An estimated random-effects covariance is singular."""
+
+
+class MissingDataWarning(UserWarning):
+    """A transform produced missing values in rows where the data had none."""

