@@ -137,7 +137,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     given = {
         name: value for name in GIVEN if (value := getattr(arguments, name)) is not None
     }
-    cov_type, cov_kwds = _covariance(arguments, frame)
+    cov_type, cov_kwds = _covariance(arguments)
     options = {**given, **_options(arguments.option)}
     if arguments.model is None:
         results = deepstats.fit(
@@ -182,21 +182,14 @@ def _read(source: str) -> pd.DataFrame:
     return READERS[suffixes[-1]](path)
 
 
-def _covariance(
-    arguments: argparse.Namespace, frame: pd.DataFrame
-) -> tuple[str, dict[str, Any]]:
+def _covariance(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if arguments.groups is None:
         keywords = {} if arguments.maxlags is None else {"maxlags": arguments.maxlags}
         return arguments.cov or "nonrobust", keywords
     if arguments.maxlags is not None:
         raise DesignError("--groups and --maxlags belong to different covariances")
     names = arguments.groups.split(",")
-    if unknown := [name for name in names if name not in frame.columns]:
-        raise DesignError(
-            f"--groups: no column {unknown[0]!r} in the data; "
-            f"there are {', '.join(map(str, frame.columns))}"
-        )
-    groups = names[0] if len(names) == 1 else frame[names]
+    groups = names[0] if len(names) == 1 else names
     return arguments.cov or "cluster", {"groups": groups}
 
 

