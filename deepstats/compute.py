@@ -1,4 +1,4 @@
-"""Where numbers live and how much of them at once: device, precision, memory, threads."""
+"""Where numbers live and how many at once: device, precision, memory, threads."""
 
 from __future__ import annotations
 
@@ -166,7 +166,9 @@ def _device(device: str | torch.device) -> torch.device:
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     found = _DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if found not in _DTYPES.values():
-        raise ValueError(f"dtype {dtype!r} is not supported; use 'float64' or 'float32'.")
+        raise ValueError(
+            f"dtype {dtype!r} is not supported; use 'float64' or 'float32'."
+        )
     return found
 
 

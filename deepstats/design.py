@@ -8,6 +8,7 @@ data.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,8 +20,8 @@ from torch import Tensor
 from .compute import Compute, default_compute
 from .errors import DesignError
 from .formula import Formula, GroupTerm, Rhs, Term
-from .matrix import Block, Coded, Column, ModelMatrix, Scratch, Source
 from .matrix import _DENSE_LEVELS as DENSE_LEVELS
+from .matrix import Block, Coded, Column, ModelMatrix, Scratch, Source
 from .transforms import Categorical, Numeric, evaluate, expression_variables
 
 __all__ = ["Batch", "Design", "Grouping", "RandomTerm", "Spec", "Table"]
@@ -77,9 +78,11 @@ class Table:
         column = self.full(name)
         if self.rows is None:
             return column
-        return column.iloc[self.rows] if isinstance(column, pd.Series) else column[
-            self.rows
-        ]
+        return (
+            column.iloc[self.rows]
+            if isinstance(column, pd.Series)
+            else column[self.rows]
+        )
 
     def numeric(self, name: str) -> np.ndarray | None:
         """Return a float or integer column as an array (a view if it can be)."""
@@ -370,7 +373,8 @@ class Design:
     def select_columns(self, keep: list[int], number: int = 0) -> Design:
         """Return the design with only some columns of one of its matrices."""
         matrices = list(self.matrices)
-        self.spec.kept[number] = keep
+        before = self.spec.kept.get(number)
+        self.spec.kept[number] = keep if before is None else [before[j] for j in keep]
         matrices[number] = matrices[number].select(keep)
         return replace(self, X=matrices[0], parts=tuple(matrices[1:]))
 
@@ -421,7 +425,9 @@ class Design:
         if isinstance(given, str):
             table = self.spec.table
             if table is None:
-                raise DesignError(f"{what}={given!r} needs the data the model was fit to.")
+                raise DesignError(
+                    f"{what}={given!r} needs the data the model was fit to."
+                )
             try:
                 given = table.full(given)
             except KeyError:
@@ -429,16 +435,17 @@ class Design:
         codes, levels = pd.factorize(self.values(given, what), sort=True)
         if (codes < 0).any():
             raise DesignError(
-                f"{what} is missing in {(codes < 0).sum()} of the rows used; drop those "
-                "rows before the fit."
+                f"{what} is missing in {(codes < 0).sum()} of the rows used; drop "
+                "those rows before the fit."
             )
         return Grouping(str(name), codes.astype(np.int32), tuple(levels))
-
 
     def groupings(self, given: Any) -> tuple[Grouping, ...]:
         """Read clusters: a column, its name, a list of names, or a frame of columns."""
         if given is None:
-            raise ValueError("cluster needs cov_kwds={'groups': column, name or frame}.")
+            raise ValueError(
+                "cluster needs cov_kwds={'groups': column, name or frame}."
+            )
         if isinstance(given, str):
             return (self.grouping(given),)
         if hasattr(given, "columns"):
@@ -452,7 +459,8 @@ class Design:
         array = np.asarray(given)
         if array.ndim == 2:
             return tuple(
-                self.grouping(array[:, j], f"groups[{j}]") for j in range(array.shape[1])
+                self.grouping(array[:, j], f"groups[{j}]")
+                for j in range(array.shape[1])
             )
         return (self.grouping(given),)
 
@@ -498,9 +506,7 @@ class Spec:
     table: Table | None = None
     kept: dict[int, list[int]] = field(default_factory=dict)
 
-    def rebuild(
-        self, data: Any, *, offset: Any = None, exposure: Any = None
-    ) -> Design:
+    def rebuild(self, data: Any, *, offset: Any = None, exposure: Any = None) -> Design:
         """Build the design of new data, with the columns of the first.
 
         Rows with missing values are left out; `Design.rows` says which remain. The
@@ -590,7 +596,9 @@ class _Builder:
 
     def _constant(self, terms: Sequence[Term]) -> bool:
         """Whether a column of ones is in the span of the terms, by their coding."""
-        codings = _codings(terms, {e: self._factor(e) for t in terms for e in t.factors})
+        codings = _codings(
+            terms, {e: self._factor(e) for t in terms for e in t.factors}
+        )
         return any(
             all(full and isinstance(self.factors[e], Categorical) for e, full in coding)
             for coding in codings
@@ -619,8 +627,12 @@ class _Builder:
                         expressions += term.factors
         expressions += [v for v in given.values() if isinstance(v, str)]
         names = dict.fromkeys(v for e in expressions for v in _names(e))
-        functions = {n for n in names if n in self.context and n not in self.table.columns}
-        unknown = [n for n in names if n not in self.table.columns and n not in functions]
+        functions = {
+            n for n in names if n in self.context and n not in self.table.columns
+        }
+        unknown = [
+            n for n in names if n not in self.table.columns and n not in functions
+        ]
         if unknown:
             raise DesignError(_unknown(unknown[0], self.table.columns))
         return [n for n in names if n not in functions]
@@ -633,12 +645,16 @@ class _Builder:
         where = []
         for name in used:
             values = table.numeric(name)
-            if values is not None and values.dtype.kind == "f" and not _all_finite(values):
+            if (
+                values is not None
+                and values.dtype.kind == "f"
+                and not _all_finite(values)
+            ):
                 infinite = np.isinf(values)
                 if infinite.any():
                     raise DesignError(
-                        f"column {name!r} is infinite in {infinite.sum()} rows (first: "
-                        f"row {int(infinite.argmax())}); mend them or make them missing."
+                        f"column {name!r} is infinite in {infinite.sum()} rows "
+                        f"(first: row {int(infinite.argmax())}); mend them or make them missing."
                     )
             mask = table.missing(name)
             if mask is not None:
@@ -652,8 +668,8 @@ class _Builder:
                     drop = mask if drop is None else drop | mask
         if drop is not None and na_action == "raise":
             raise DesignError(
-                f"{drop.sum()} rows have missing values, in {', '.join(where)}; drop or "
-                "impute them, or use na_action='drop'."
+                f"{drop.sum()} rows have missing values, in {', '.join(where)}; drop "
+                "or impute them, or use na_action='drop'."
             )
         n_missing = 0 if drop is None else int(drop.sum())
         if n_missing == table.n:
@@ -715,7 +731,9 @@ class _Builder:
             out = _length(value, self.table.n, what).astype(np.float64)
             out = out if self.table.rows is None else out[self.table.rows]
         if not np.isfinite(out).all():
-            raise DesignError(f"{what} is not finite in {(~np.isfinite(out)).sum()} rows.")
+            raise DesignError(
+                f"{what} is not finite in {(~np.isfinite(out)).sum()} rows."
+            )
         if what == "exposure":
             if (out <= 0).any():
                 raise DesignError(
@@ -736,12 +754,16 @@ class _Builder:
     def _response(self) -> tuple[np.ndarray | None, tuple | None, np.ndarray | None]:
         response = self.formula.response
         if response is None:
-            raise DesignError(f"the formula {self.formula.text!r} has no response: y ~ x.")
+            raise DesignError(
+                f"the formula {self.formula.text!r} has no response: y ~ x."
+            )
         parts = [self._one_response(e) for e in response.expressions]
         if response.kind == "single":
             return parts[0][0], parts[0][1], None
         if any(levels is not None for _, levels in parts):
-            raise DesignError("cbind() and several responses take numeric columns only.")
+            raise DesignError(
+                "cbind() and several responses take numeric columns only."
+            )
         columns = [np.asarray(v, dtype=np.float64) for v, _ in parts]
         if response.kind == "multiple" or len(columns) != 2:
             return np.stack(columns, axis=1), None, None
@@ -782,10 +804,26 @@ class _Builder:
         values = self.table.numeric(name)
         return None if values is None else Source(values, self.table.rows)
 
+    def _power(self, expression: str) -> tuple[Source, ...] | None:
+        """Return a whole power of a column as a product, which is never stored.
+
+        Long products also stay exact where least squares works in more than float64:
+        Filip's tenth powers, rounded first, lose six digits of the estimates.
+        """
+        found = _POWER.fullmatch(expression)
+        source = None if found is None else self._bare(found[1])
+        if source is None or not len(source.array):
+            return None
+        values, degree = source.array, int(found[2])
+        largest = float(max(abs(float(values.min())), abs(float(values.max()))))
+        if not degree * np.log2(max(largest, 1.0)) < 1023:
+            return None
+        return (source,) * degree
+
     def _factor(self, expression: str) -> Numeric | Categorical | Source:
         if expression not in self.factors:
             known = self.states.get(expression, {}).get("kind")
-            found: Any = self._bare(expression)
+            found: Any = self._bare(expression) or self._power(expression)
             if found is None or known == "categorical":
                 found = self._evaluate(expression)
             elif known is None and self.fresh:
@@ -837,9 +875,7 @@ class _Builder:
     ) -> None:
         """Refuse factors that would make a matrix of cross-products too large."""
         levels = [
-            len(f.levels)
-            for e, _ in coding
-            if isinstance(f := factors[e], Categorical)
+            len(f.levels) for e, _ in coding if isinstance(f := factors[e], Categorical)
         ]
         if not levels:
             return
@@ -894,6 +930,9 @@ class _Builder:
 
 def _absorbed(rhs: Rhs) -> list[tuple[str, ...]]:
     return [t.factors for t in rhs.terms if t.factors]
+
+
+_POWER = re.compile(r"I\((\w+) ?\*\* ?([2-9]|1[0-6])\)")
 
 
 def _bare_name(expression: str) -> str | None:
@@ -1022,7 +1061,7 @@ def _encode(
             choices.append(
                 [(expression + s, (expression, j)) for j, s in enumerate(suffixes)]
             )
-        elif isinstance(factor, Source):
+        elif isinstance(factor, (Source, tuple)):
             choices.append([(expression, factor)])
         elif factor.values.ndim == 1:
             choices.append([(expression, Source(factor.values))])
@@ -1036,10 +1075,10 @@ def _encode(
     start = len(names)
     products = [p[::-1] for p in itertools.product(*reversed(choices))]
     names.extend(":".join(label for label, _ in p) or "Intercept" for p in products)
-    numerics = [[s for _, s in p if isinstance(s, Source)] for p in products]
-    same = all(len(c) == 1 for c in choices if isinstance(c[0][1], Source))
+    numerics = [[s for _, f in p for s in _sources(f)] for p in products]
+    same = all(len(c) == 1 for c in choices if _sources(c[0][1]))
     if tables:
-        codes, sizes = _joint_codes(tables, factors)
+        codes = _joint_codes(tables, factors)
         if same and len(products) > DENSE_LEVELS:
             table = _kronecker(list(tables.values()))
             at = list(range(start, start + len(products)))
@@ -1050,19 +1089,29 @@ def _encode(
                 [
                     tables[s[0]][:, s[1] : s[1] + 1]
                     for _, s in product
-                    if not isinstance(s, Source)
+                    if not _sources(s)
                 ]
             )[:, 0]
-            column = Column(tuple(numerics[number]), codes, np.ascontiguousarray(values))
+            column = Column(
+                tuple(numerics[number]), codes, np.ascontiguousarray(values)
+            )
             dense.append((column, start + number))
         return
     for number in range(len(products)):
         dense.append((Column(tuple(numerics[number])), start + number))
 
 
+def _sources(factor: Any) -> tuple[Source, ...]:
+    """Numeric sources of a factor's column; none for a level of a categorical."""
+    if isinstance(factor, Source):
+        return (factor,)
+    is_power = isinstance(factor, tuple) and isinstance(factor[0], Source)
+    return factor if is_power else ()
+
+
 def _joint_codes(
     tables: Mapping[str, np.ndarray], factors: Mapping[str, Any]
-) -> tuple[Source, list[int]]:
+) -> Source:
     """Codes of the combination of several factors, the first varying fastest."""
     sizes = [len(t) for t in tables.values()]
     total: np.ndarray | None = None
@@ -1071,7 +1120,7 @@ def _joint_codes(
         codes = factors[expression].codes
         total = codes if total is None else total + stride * codes.astype(np.int32)
         stride *= size
-    return Source(total), sizes
+    return Source(total)
 
 
 def _kronecker(tables: list[np.ndarray]) -> np.ndarray:

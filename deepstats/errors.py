@@ -9,6 +9,7 @@ __all__ = [
     "FormulaError",
     "MissingDataWarning",
     "ModelError",
+    "NonuniqueWarning",
     "RankWarning",
     "SeparationWarning",
     "SingularFitWarning",
@@ -55,6 +56,10 @@ class SeparationWarning(UserWarning):
 
 class RankWarning(UserWarning):
     """Columns of the design are linear combinations of earlier ones."""
+
+
+class NonuniqueWarning(UserWarning):
+    """Other estimates attain the same optimum as those reported."""
 
 
 class BoundaryWarning(UserWarning):

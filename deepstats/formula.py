@@ -715,6 +715,7 @@ class _Parser:
     def __init__(self, text: str, functions: frozenset[str]):
         self.text, self.functions = text, functions
         self.tokens, self.partner = _scan(text)
+        self.in_part = False
 
     # -- helpers
 
@@ -804,7 +805,7 @@ class _Parser:
                 self.fail(
                     "expected terms on both sides of `|`", min(section_lo, hi - 1)
                 )
-        rhs, *parts = [self.rhs(*section) for section in sections]
+        rhs, *parts = [self.rhs(lo, hi, i > 0) for i, (lo, hi) in enumerate(sections)]
         return Formula(text, response, rhs, tuple(parts))
 
     def response(self, lo: int, hi: int) -> Response:
@@ -843,10 +844,11 @@ class _Parser:
             self.fail("the response must be a column, not a constant", lo)
         return expression
 
-    def rhs(self, lo: int, hi: int) -> Rhs:
-        """Read a right-hand side."""
+    def rhs(self, lo: int, hi: int, part: bool = False) -> Rhs:
+        """Read a right-hand side, or a part: after ``|``, ``a^b`` is fixest's ``a:b``."""
         if lo >= hi:
             self.fail("expected terms here", lo)
+        self.in_part = part
         special = _Special()
         kept = self.take_special(lo, hi, special)
         return Rhs(
@@ -1138,6 +1140,9 @@ class _Parser:
             )
         # a %in% b and a:b have the same model matrix in R
         operator = {"^": "**", "%in%": ":"}.get(text, text)
+        following = self.tokens[min(index + 1, len(self.tokens) - 1)]
+        if text == "^" and self.in_part and following.kind in ("name", "quoted"):
+            operator = ":"
         if operator == ",":
             self.fail("unexpected `,`: join terms with `+`", index)
         if text in "@$;?" or text in ("=", ":=", "&&", "~"):

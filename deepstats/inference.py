@@ -145,12 +145,16 @@ def covariance(
     }.get(kind, set())
     if unknown := set(given) - taken:
         allowed = f"it takes {sorted(taken)}" if taken else "it takes none"
-        raise ValueError(f"cov_kwds {sorted(unknown)} do not go with {kind}; {allowed}.")
+        raise ValueError(
+            f"cov_kwds {sorted(unknown)} do not go with {kind}; {allowed}."
+        )
     if kind in ("nonrobust", "oim", "eim"):
         return _from_information(likelihood, x, bread, kind, scale, information)
     if kind == "opg":
         gram = likelihood.score_gram(x) / scale**2
-        return Covariance(_inverse(gram), kind, "outer product of gradients", options={})
+        return Covariance(
+            _inverse(gram), kind, "outer product of gradients", options={}
+        )
     if kind in ("HC0", "HC1", "HC2", "HC3"):
         power = {"HC2": 1, "HC3": 2}.get(kind, 0)
         meat = likelihood.score_gram(x, bread if power else None, power)
@@ -305,7 +309,8 @@ class HypothesisTest:
         df = f"{self.df_num:g}"
         df += f", {self.df_denom:g}" if self.df_denom is not None else ""
         kind = "F" if self.distribution == "F" else "chi2"
-        return f"{self.name} test: {kind}({df}) = {self.statistic:.4f}, p = {self.pvalue:.4g}"
+        value, p = f"{self.statistic:.4f}", f"{self.pvalue:.4g}"
+        return f"{self.name} test: {kind}({df}) = {value}, p = {p}"
 
     __repr__ = __str__
 

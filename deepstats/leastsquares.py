@@ -210,7 +210,9 @@ def _by_cholesky_twice(
     )
     gram, moment = _orthogonal_products(design, compute, half)
     upper = torch.linalg.cholesky(gram).T
-    back = torch.linalg.solve_triangular(upper, half.new_ones(len(d)).diag(), upper=True)
+    back = torch.linalg.solve_triangular(
+        upper, half.new_ones(len(d)).diag(), upper=True
+    )
     inverse_triangle = half @ back
     params = inverse_triangle @ (back.T @ moment)
     inverse = inverse_triangle @ inverse_triangle.T
@@ -293,8 +295,8 @@ def triangle(design: Design, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.zeros(X.k, dtype=np.longdouble)
     for start in range(0, design.n, rows):
         batch = design.batch(start, min(start + rows, design.n), scratches, cpu)
-        block = torch.cat([batch.X, _response(batch)[:, None]], dim=1)
-        block = block.numpy().astype(np.longdouble)
+        y = _response(batch).numpy()
+        block = np.column_stack([X.extended(batch.rows.start, batch.rows.stop), y])
         w = _sqrt_weights(batch)
         if w is not None:
             block *= np.sqrt(w.numpy().astype(np.longdouble))[:, None]

@@ -94,7 +94,9 @@ class PredictorModel(Protocol):
     parameters: Parameters
     layout: tuple[int, ...]
 
-    def point(self, batch: Batch, etas: tuple[Tensor, ...], order: int, information: str) -> Point:  # noqa: E501
+    def point(
+        self, batch: Batch, etas: tuple[Tensor, ...], order: int, information: str
+    ) -> Point:
         """Log-density and derivatives in the linear predictors."""
 
 
@@ -236,7 +238,8 @@ class PredictorLikelihood:
             batch = self._batch(start, stop, worker)
             point = self.model.point(batch, self._etas(batch, raw), 1, "expected")
             parts = [
-                batch.blocks[self.layout[j]].columns() * _times(u, _weight(batch))[:, None]
+                batch.blocks[self.layout[j]].columns()
+                * _times(u, _weight(batch))[:, None]
                 for j, u in enumerate(point.first)
             ]
             out[start:stop] = torch.cat(parts, dim=1).cpu()
@@ -303,7 +306,10 @@ class PredictorLikelihood:
         out = {}
         for j, part in enumerate(rows):
             for k, block in enumerate(torch.split(part, sizes, dim=1)):
-                left, right = self.matrices[self.layout[j]], self.matrices[self.layout[k]]
+                left, right = (
+                    self.matrices[self.layout[j]],
+                    self.matrices[self.layout[k]],
+                )
                 block = block if left.plain else left.coding.to(block) @ block
                 block = block if right.plain else block @ right.coding.to(block).T
                 out[j, k] = block.to(self.compute.dtype)
@@ -409,7 +415,11 @@ class UnitLikelihood:
             gradient = torch.func.grad(lambda t, b=batch: self._units(t, b).sum())(x)
             hessian = torch.func.hessian(lambda t, b=batch: self._units(t, b).sum())(x)
             found = [value.double(), gradient.double(), -hessian.double()]
-            total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]  # noqa: E501
+            total = (
+                found
+                if total is None
+                else [a + b for a, b in zip(total, found, strict=True)]
+            )
         return Derivatives(float(total[0]), total[1].cpu(), total[2].cpu())
 
     def score_gram(
@@ -417,13 +427,17 @@ class UnitLikelihood:
     ) -> Tensor:
         """Sum of score times score' over units."""
         if power:
-            raise ValueError("HC2 and HC3 need a regression's leverages; use HC0 or HC1.")
+            raise ValueError(
+                "HC2 and HC3 need a regression's leverages; use HC0 or HC1."
+            )
         return sum((s.T @ s for s in self._scores(x)), torch.zeros(()))
 
     def group_scores(self, x: Tensor, codes: Tensor, groups: int) -> Tensor:
         """Sum of scores in each group, shape (groups, p)."""
         scores = self.scores(x)
-        return torch.zeros(groups, scores.shape[1]).double().index_add_(0, codes, scores)
+        return (
+            torch.zeros(groups, scores.shape[1]).double().index_add_(0, codes, scores)
+        )
 
     def scores(self, x: Tensor) -> Tensor:
         """Score of each unit, shape (units, p)."""

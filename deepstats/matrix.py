@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -66,7 +67,8 @@ class Column:
     def fill(self, out: np.ndarray, part: slice) -> None:
         """Write rows `part` of the column into `out`."""
         if self.codes is not None:
-            np.take(self.values, self.codes[part], out=out)
+            values = self.values.astype(out.dtype, copy=False)
+            np.take(values, self.codes[part], out=out)
         elif self.numerics:
             np.copyto(out, self.numerics[0][part], casting="unsafe")
         else:
@@ -179,7 +181,9 @@ class Block:
         flat, width = total.view(-1), total.shape[1]
         for start, codes, factor in self._coded():
             value = u if factor is None else u * factor
-            flat.index_add_(0, groups.long() * width + codes + start, value.to(total.dtype))
+            flat.index_add_(
+                0, groups.long() * width + codes + start, value.to(total.dtype)
+            )
 
     def bilinear(self, middle: Tensor, other: Block) -> Tensor:
         """``x_i' M z_i`` for each row, `middle` the raw matrix M."""
@@ -304,7 +308,7 @@ class ModelMatrix:
             return total
         out = total.clone()
         edges = [0, *self.starts, self.raw]
-        for i, j in zip(edges[:-1], edges[1:], strict=True):
+        for i, j in pairwise(edges):
             out[j:, i:j] = total[i:j, j:].T
         return out
 
@@ -352,13 +356,26 @@ class ModelMatrix:
             for c in self.coded
         )
         n = -(-self.n // step)
-        return ModelMatrix(
-            n, self.names, dense, self.dense_at, coded, self.coded_at
-        )
+        return ModelMatrix(n, self.names, dense, self.dense_at, coded, self.coded_at)
 
     def scratch(self, rows: int, compute: Compute) -> Scratch:
         """Memory for one worker's blocks of up to `rows` rows."""
         return Scratch(self, rows, compute)
+
+    def extended(self, start: int, stop: int) -> np.ndarray:
+        """Rows in the widest format of the machine; shape (rows, k).
+
+        Products of sources, such as powers, are not rounded to float64 on the way.
+        """
+        part = slice(start, stop)
+        out = np.empty((self.k, stop - start), dtype=np.longdouble)
+        for column, at in zip(self.dense, self.dense_at, strict=True):
+            column.fill(out[at], part)
+        for piece, at in zip(self.coded, self.coded_at, strict=True):
+            factor = np.empty(stop - start, dtype=np.longdouble)
+            Column(piece.numerics).fill(factor, part)
+            out[at] = piece.table[piece.codes[part]].T * factor
+        return out.T
 
     def to_dense(self, compute: Compute | None = None) -> Tensor:
         """Return the whole matrix, shape (n, k)."""
@@ -376,9 +393,7 @@ class Scratch:
     def __init__(self, matrix: ModelMatrix, rows: int, compute: Compute) -> None:
         wide = len(matrix.dense)
         self.matrix, self.compute = matrix, compute
-        self.other = torch.empty(
-            wide, rows, dtype=compute.dtype, device=compute.device
-        )
+        self.other = torch.empty(wide, rows, dtype=compute.dtype, device=compute.device)
         self.held = _hold(matrix, compute)
         if self.held is None:
             self.host = np.empty((wide, rows), dtype=_numpy(compute.dtype))

@@ -105,7 +105,9 @@ def newton(
     history, stalled = [], 0
     for iteration in range(1, max_iterations + 1):
         if not _usable(now):
-            return _stop(x, now, free, False, iteration, "the value is not finite", history)
+            return _stop(
+                x, now, free, False, iteration, "the value is not finite", history
+            )
         step = torch.zeros_like(x)
         step[free] = solve_information(now.information, free) @ now.gradient[free]
         slope = float(now.gradient @ step)
@@ -134,7 +136,9 @@ def newton(
             free &= ~passed
             now = objective(x)
         elif stalled >= 5 and decrement < 1e-4:
-            return _stop(x, now, free, True, iteration, "converged to rounding", history)
+            return _stop(
+                x, now, free, True, iteration, "converged to rounding", history
+            )
     text = f"not converged in {max_iterations} iterations"
     return _stop(x, now, free, False, max_iterations, text, history)
 

@@ -1,4 +1,4 @@
-"""Named blocks of parameters, the flat vector the optimiser sees, the values reported."""
+"""Named blocks of parameters: the flat vector optimised, the values reported."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ __all__ = [
     "check_loss",
     "fit_quantile",
     "hall_sheather",
+    "kernel_sparsity",
     "quantile_covariance",
 ]
 
@@ -775,14 +776,35 @@ def _kernel(u: Array, kind: str) -> Array:
     return np.where(inside, np.where(size <= 0.5, inner, 8 / 3 * (1 - size) ** 3), 0.0)
 
 
-def _robust(
-    X: Array, y: Array, beta: Array, q: float, kernel: str, bandwidth: str
-) -> Array:
-    """Greene's sandwich: one density, squared subgradients in the middle.
+def kernel_sparsity(
+    y: ArrayLike,
+    residual: ArrayLike,
+    q: float,
+    kernel: str = "epa",
+    bandwidth: str = "hsheather",
+) -> tuple[float, float]:
+    """Return the sparsity by a kernel density of the residuals at zero.
 
-    An interpolated row counts as above the fit where its dual value is positive:
-    the side on which the reweighted least squares of statsmodels leaves it. Where
-    more rows than k are interpolated, they count as not above.
+    Parameters
+    ----------
+    y, residual : array_like, shape (n,)
+        Response and residuals.
+    q : float
+        Quantile level.
+    kernel, bandwidth : str
+        As in `quantile_covariance`.
+
+    Returns
+    -------
+    sparsity : float
+        One over the density, as statsmodels' attribute of that name.
+    width : float
+        Bandwidth on the scale of the residuals.
+
+    Raises
+    ------
+    ModelError
+        If an option is unknown or half of the residuals are equal.
     """
     from scipy.stats import norm
 
@@ -792,16 +814,30 @@ def _robust(
         raise ModelError(
             f"bandwidth {bandwidth!r} is not one of {', '.join(BANDWIDTHS)}"
         )
-    n, residual = len(y), y - X @ beta
+    y, residual = np.asarray(y, dtype=float), np.asarray(residual, dtype=float)
+    n = len(y)
     h = _inside(_bandwidth(n, q, bandwidth), q)
     quartiles = np.quantile(residual, [0.25, 0.75])
     spread = min(y.std(), (quartiles[1] - quartiles[0]) / 1.34)
     if not spread > 0:
         raise ModelError("half of the residuals are equal: no density can be estimated")
-    width = spread * (norm.ppf(q + h) - norm.ppf(q - h))
-    density = _kernel(residual / width, kernel).sum() / (n * width)
+    width = float(spread * (norm.ppf(q + h) - norm.ppf(q - h)))
+    return float(n * width / _kernel(residual / width, kernel).sum()), width
+
+
+def _robust(
+    X: Array, y: Array, beta: Array, q: float, kernel: str, bandwidth: str
+) -> Array:
+    """Greene's sandwich: one density, squared subgradients in the middle.
+
+    An interpolated row counts as above the fit where its dual value is positive:
+    the side on which the reweighted least squares of statsmodels leaves it. Where
+    more rows than k are interpolated, they count as not above.
+    """
+    residual = y - X @ beta
+    sparsity, _ = kernel_sparsity(y, residual, q, kernel, bandwidth)
     above = _above(X, beta, residual, q)
-    psi = np.where(above, q, 1 - q) / density
+    psi = np.where(above, q, 1 - q) * sparsity
     bread = _bread(X)
     return bread @ ((X * psi[:, None] ** 2).T @ X) @ bread
 

@@ -27,6 +27,7 @@ from .likelihood import PredictorLikelihood
 from .summary import Notes, Pairs, Summary, coefficient_table
 
 if TYPE_CHECKING:
+    from .effects import MarginalEffects
     from .influence import Influence
     from .models.base import RegressionModel
 
@@ -133,7 +134,8 @@ class Results:
             options["groups"] = self.likelihood.design.groupings(options.get("groups"))
         if kind == "eim" and not self.model._has_expected():
             raise ModelError(
-                f"{self.model.title} has no closed-form expected information; use 'oim'."
+                f"{self.model.title} has no closed-form expected information; "
+                "use 'oim'."
             )
         return covariance(
             self.likelihood, fit.x, fit.bread, kind, scale=fit.scale, nobs=fit.nobs,
@@ -207,7 +209,11 @@ class Results:
         from scipy import special
 
         values = statistic.to_numpy()
-        p = special.stdtr(self.df_inference, -values) if self.use_t else special.ndtr(-values)
+        p = (
+            special.stdtr(self.df_inference, -values)
+            if self.use_t
+            else special.ndtr(-values)
+        )
         return pd.Series(p, statistic.index)
 
     def _quantile(self, alpha: float) -> float:
@@ -343,7 +349,9 @@ class Results:
             value = (batch.y - family.mean(*etas)) / variance.sqrt()
             return value if batch.weights is None else value * batch.weights.sqrt()
 
-        return self._series(self.likelihood.map(self.fit_info.x, pearson), "resid_pearson")
+        return self._series(
+            self.likelihood.map(self.fit_info.x, pearson), "resid_pearson"
+        )
 
     # -- prediction -------------------------------------------------------------------
 
@@ -416,7 +424,8 @@ class Results:
         columns = found.map(x, both, 4).T
         names = ("mean", "mean_se", "linear", "linear_se")
         frame = pd.concat(
-            [scatter(c.contiguous(), n) for c, n in zip(columns, names, strict=True)], axis=1
+            [scatter(c.contiguous(), n) for c, n in zip(columns, names, strict=True)],
+            axis=1,
         )
         return PredictionResults(self, frame)
 
@@ -430,7 +439,11 @@ class Results:
             return self.likelihood, self._series
         design = self.model.design.spec.rebuild(data, offset=offset, exposure=exposure)
         found = PredictorLikelihood(self.model, design, self.model.compute)
-        index = data.index if isinstance(data, pd.DataFrame) else pd.RangeIndex(design.n_given)
+        index = (
+            data.index
+            if isinstance(data, pd.DataFrame)
+            else pd.RangeIndex(design.n_given)
+        )
 
         def scatter(values: Tensor, name: str) -> pd.Series:
             if design.rows is None:
@@ -443,7 +456,9 @@ class Results:
 
     # -- tests ------------------------------------------------------------------------
 
-    def wald_test(self, hypotheses: Any, *, use_f: bool | None = None) -> HypothesisTest:
+    def wald_test(
+        self, hypotheses: Any, *, use_f: bool | None = None
+    ) -> HypothesisTest:
         """Test linear hypotheses jointly.
 
         Parameters
@@ -492,7 +507,9 @@ class Results:
             rows[term] = (test.statistic, test.df_num, test.pvalue)
         use_f = self.use_t if use_f is None else use_f
         head = "F" if use_f else "chi2"
-        return pd.DataFrame.from_dict(rows, orient="index", columns=[head, "df", "pvalue"])
+        return pd.DataFrame.from_dict(
+            rows, orient="index", columns=[head, "df", "pvalue"]
+        )
 
     def _term_columns(self) -> dict[str, list[int]]:
         out: dict[str, list[int]] = {}
@@ -525,7 +542,9 @@ class Results:
             )
         df = restricted.df_resid - self.df_resid
         if df <= 0:
-            raise ValueError("the model given must have fewer parameters than this one.")
+            raise ValueError(
+                "the model given must have fewer parameters than this one."
+            )
         return likelihood_ratio(self.llf, restricted.llf, df)
 
     def delta_method(
@@ -540,7 +559,7 @@ class Results:
         labels : sequence of str, optional
         """
         value, cov = delta_method(
-            function, torch.from_numpy(self.params.to_numpy()), torch.from_numpy(self._cov)
+            function, torch.tensor(self.params.to_numpy()), torch.tensor(self._cov)
         )
         estimate, se = value.numpy(), cov.diagonal().sqrt().numpy()
         half = self._quantile(0.05) * se
@@ -549,6 +568,31 @@ class Results:
              "conf_high": estimate + half},
             index=list(labels) if labels is not None else None,
         )  # fmt: skip
+
+    def get_margeff(
+        self,
+        at: str = "overall",
+        method: str = "dydx",
+        *,
+        dummy: bool = False,
+        count: bool = False,
+    ) -> MarginalEffects:
+        """Effects of the design's columns on the mean; see `effects.margeff`."""
+        from .effects import margeff
+
+        return margeff(self, at, method, dummy=dummy, count=count)
+
+    def marginal_effects(
+        self,
+        variables: str | Sequence[str] | None = None,
+        newdata: Any = None,
+        *,
+        conf_level: float = 0.95,
+    ) -> pd.DataFrame:
+        """Average effects of the variables; see `effects.marginal_effects`."""
+        from .effects import marginal_effects
+
+        return marginal_effects(self, variables, newdata, conf_level=conf_level)
 
     def get_influence(self) -> Influence:
         """Return leverages, studentised residuals, Cook's distances and dfbetas.
@@ -660,7 +704,7 @@ class Results:
         return self.summary().as_html()
 
     def compare(self, other: Any, **options: Any) -> Any:
-        """Set these estimates beside those of another program; see `summary.compare`."""
+        """Set these estimates beside another program's; see `summary.compare`."""
         from .summary import compare
 
         return compare(self, other, **options)
@@ -690,7 +734,8 @@ def _slopes(
         value = mean(*etas)
         slopes = torch.autograd.grad(value.sum(), etas, allow_unused=True)
     filled = tuple(
-        torch.zeros_like(e) if s is None else s for s, e in zip(slopes, etas, strict=True)
+        torch.zeros_like(e) if s is None else s
+        for s, e in zip(slopes, etas, strict=True)
     )
     return value.detach(), filled
 
@@ -796,7 +841,9 @@ class PredictionResults:
         out = pd.DataFrame({"mean": p["mean"], "mean_se": p["mean_se"]})
         if len(results.model.layout) == 1:
             ends = [
-                results.model.mean(torch.from_numpy((p["linear"] + s * q * p["linear_se"]).to_numpy()))  # noqa: E501
+                results.model.mean(
+                    torch.tensor((p["linear"] + s * q * p["linear_se"]).to_numpy())
+                )
                 for s in (-1, 1)
             ]
             low, high = (e.numpy() for e in ends)
@@ -808,6 +855,8 @@ class PredictionResults:
         variance = results._new_variance()
         if variance is not None:
             half = q * np.sqrt(p["mean_se"] ** 2 + variance)
-            out["obs_ci_lower"], out["obs_ci_upper"] = p["mean"] - half, p["mean"] + half
+            out["obs_ci_lower"], out["obs_ci_upper"] = (
+                p["mean"] - half,
+                p["mean"] + half,
+            )
         return out
-

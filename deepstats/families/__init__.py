@@ -149,7 +149,8 @@ def get_family(
     ----------
     name : str, Family, Ordinal or Multinomial
         Case, blanks, dots, hyphens and underscores do not matter. "zip", "zinb",
-        "nb1", "nb2", "normal" and "hurdle" are understood.
+        "nb1", "nb2", "normal" and "hurdle" are understood. An instance of a
+        statsmodels family, with its link, is understood too.
     link : str or Link, optional
         Link of the mean; by default the family's own.
     **options
@@ -181,6 +182,8 @@ def get_family(
                 f"{name.name} was given as an instance; set its link and options there"
             )
         return name
+    if type(name).__module__.startswith("statsmodels."):
+        name, link, options = _from_statsmodels(name, link, options)
     family, options = _resolve(name, dict(options))
     allowed = [p for p in inspect.signature(family).parameters if p != "link"]
     unknown = [option for option in options if option not in [*allowed, "link"]]
@@ -198,6 +201,34 @@ def get_family(
         raise ValueError(f"{family.name} needs the number of levels: levels=K")
     build: Callable[..., AnyFamily] = family
     return build(**options)
+
+
+_STATSMODELS_LINKS = {
+    "Logit": "logit", "Log": "log", "Identity": "identity", "Probit": "probit",
+    "CLogLog": "cloglog", "LogLog": "loglog", "Cauchy": "cauchit", "Sqrt": "sqrt",
+    "InversePower": "inverse", "InverseSquared": "inverse-squared",
+}  # fmt: skip
+
+
+def _from_statsmodels(
+    family: object, link: str | Link | None, options: dict[str, object]
+) -> tuple[str, str | Link, dict[str, object]]:
+    """Name, link and options of a statsmodels family, so that its users' code runs."""
+    name, theirs = type(family).__name__, getattr(family, "link", None)
+    if link is None:
+        kind = type(theirs).__name__
+        if kind == "Power":
+            link = Power(float(theirs.power))  # type: ignore[union-attr]
+        elif kind in _STATSMODELS_LINKS:
+            link = _STATSMODELS_LINKS[kind]
+        else:
+            raise ValueError(f"the statsmodels link {kind} is not known here")
+    if name == "NegativeBinomial":
+        options = {"alpha": float(family.alpha), **options}  # type: ignore[attr-defined]
+    if name == "Tweedie":
+        power = float(family.var_power)  # type: ignore[attr-defined]
+        options = {"power": power, **options}
+    return name, link, options
 
 
 def _resolve(

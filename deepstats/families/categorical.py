@@ -103,6 +103,11 @@ class Ordinal:
         code, last = y.long(), self.levels - 1
         upper = thresholds[..., code.clamp(max=last - 1)] - eta
         lower = thresholds[..., (code - 1).clamp(min=0)] - eta
+        return self.log_interval(code, lower, upper)
+
+    def log_interval(self, code: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        """Log probability of falling between two limits; one for the end levels."""
+        last = self.levels - 1
         inner = (code > 0) & (code < last)
         # Rows at an end get any ordered pair: that branch is not taken there.
         gap = self.link.log_difference(torch.where(inner, lower, upper - 1), upper)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,6 +38,9 @@ INTERCEPT = Rhs.parse("~ 1")
 _SUBSAMPLE = 4_000_000
 _STEP = 20
 _PIVOT = 1e-8
+# Scoring converges linearly where it differs from Newton's method: it brings the
+# estimate this near, in standard errors, and Newton's method does the rest.
+_SCORING = 0.1
 
 
 class RegressionModel:
@@ -164,7 +168,9 @@ class RegressionModel:
             place += len(names)
         return x
 
-    def scale(self, likelihood: PredictorLikelihood, x: Tensor, df_resid: float) -> float:
+    def scale(
+        self, likelihood: PredictorLikelihood, x: Tensor, df_resid: float
+    ) -> float:
         """Dispersion; one unless the family estimates it."""
         return 1.0
 
@@ -183,8 +189,8 @@ class RegressionModel:
             )
         if formula.rhs.groups:
             raise ModelError(
-                f"{self.title} has no random effects such as {formula.rhs.groups[0].text}; "
-                "use ds.fit, which chooses the model from the formula."
+                f"{self.title} has no random effects such as "
+                f"{formula.rhs.groups[0].text}; use ds.fit, which chooses the model from the formula."
             )
         if formula.rhs.calls:
             raise ModelError(f"{self.title} cannot use {formula.rhs.calls[0].text}.")
@@ -216,8 +222,8 @@ class RegressionModel:
         self.family.check(y, size) if size is not None else self.family.check(y)
         if design.n < design.X.k:
             raise DesignError(
-                f"{design.n} rows cannot determine {design.X.k} coefficients; use fewer "
-                "terms, or a penalised or random-effects model."
+                f"{design.n} rows cannot determine {design.X.k} coefficients; use "
+                "fewer terms, or a penalised or random-effects model."
             )
         low, high = float(design.y.min()), float(design.y.max())
         if low == high and "Intercept" in design.X.names and design.n > 1:
@@ -306,6 +312,10 @@ class RegressionModel:
     def _has_expected(self) -> bool:
         return False
 
+    def _scoring_is_newton(self) -> bool:
+        """Whether expected and observed information are the same at every point."""
+        return False
+
     def _starting(
         self,
         likelihood: PredictorLikelihood,
@@ -344,7 +354,10 @@ class RegressionModel:
         place, keep, suspects = 0, [], set()
         for m in self.layout:
             k = self.design.matrices[m].k
-            if _least_pivot(first.information[place : place + k, place : place + k]) < _PIVOT:
+            if (
+                _least_pivot(first.information[place : place + k, place : place + k])
+                < _PIVOT
+            ):
                 suspects.add(m)
             place += k
         design, dropped = self.design, {}
@@ -383,19 +396,37 @@ class RegressionModel:
         maxiter: int,
         tol: float,
     ) -> Optimum:
-        cache = {"x": start, "found": first if information == "expected" or not self._has_expected() else None}  # noqa: E501
-
-        def objective(x: Tensor) -> Derivatives:
-            if cache["found"] is not None and torch.equal(x, cache["x"]):
-                found, cache["found"] = cache["found"], None
-                return found
-            return likelihood.derivatives(x, information)
-
+        """Newton's method; Fisher scoring first where there is expected information."""
+        lower = self.parameters.lower()
         small = likelihood.design.n * likelihood.design.widest() < _SUBSAMPLE
+        scoring = self._has_expected()
+        if scoring and self._needs_polish():
+            rough = newton(
+                _remembering(likelihood, "expected", start, first), start, lower=lower,
+                max_iterations=maxiter, tolerance=_SCORING, reevaluate=False,
+            )  # fmt: skip
+            found = newton(
+                _remembering(likelihood, "observed"), rough.x, lower=lower,
+                max_iterations=max(1, maxiter - rough.iterations), tolerance=tol,
+                reevaluate=small,
+            )  # fmt: skip
+            steps = rough.iterations + found.iterations
+            found = replace(found, iterations=steps)
+            if information == "observed":
+                return found
+            matrix = likelihood.derivatives(found.x, "expected").information
+            return replace(found, information=matrix)
+        objective = _remembering(
+            likelihood, "expected" if scoring else information, start, first
+        )
         return newton(
-            objective, start, lower=self.parameters.lower(), max_iterations=maxiter,
-            tolerance=tol, reevaluate=small,
+            objective, start, lower=lower, max_iterations=maxiter, tolerance=tol,
+            reevaluate=small,
         )  # fmt: skip
+
+    def _needs_polish(self) -> bool:
+        """Whether expected and observed information differ."""
+        return False
 
     def _warn(self, optimum: Optimum, likelihood: PredictorLikelihood) -> None:
         if not optimum.converged:
@@ -408,8 +439,9 @@ class RegressionModel:
             )
         for j in optimum.at_bound:
             warnings.warn(
-                f"{self.parameters.labels[j]} is at the edge of its range: the data do "
-                "not support it. Its standard error is undefined; fit the simpler model.",
+                f"{self.parameters.labels[j]} is at the edge of its range: the data "
+                "do not support it. Its standard error is undefined; fit the simpler "
+                "model.",
                 BoundaryWarning,
                 stacklevel=3,
             )
@@ -442,6 +474,23 @@ class RegressionModel:
             message=optimum.message, at_bound=optimum.at_bound,
         )  # fmt: skip
         return self.results_class(self, fit, likelihood, cov_type, cov_kwds, use_t)
+
+
+def _remembering(
+    likelihood: PredictorLikelihood,
+    information: str,
+    at: Tensor | None = None,
+    found: Derivatives | None = None,
+) -> Callable[[Tensor], Derivatives]:
+    """Objective of a likelihood that knows its derivatives at one point already."""
+    known = [found] if found is not None else []
+
+    def objective(x: Tensor) -> Derivatives:
+        if known and torch.equal(x, at):
+            return known.pop()
+        return likelihood.derivatives(x, information)
+
+    return objective
 
 
 def _least_pivot(information: Tensor) -> float:

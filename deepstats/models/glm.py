@@ -85,7 +85,9 @@ class GLMResults(Results):
                 deviance = deviance if weight is None else deviance * weight
             return torch.sign(batch.y - mu) * deviance.clamp_min(0).sqrt()
 
-        return self._series(self.likelihood.map(self.fit_info.x, value), f"resid_{name}")
+        return self._series(
+            self.likelihood.map(self.fit_info.x, value), f"resid_{name}"
+        )
 
     @property
     def resid_pearson(self) -> pd.Series:
@@ -94,7 +96,9 @@ class GLMResults(Results):
         def value(batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
             return _pearson(self.model.family, batch, etas)
 
-        return self._series(self.likelihood.map(self.fit_info.x, value), "resid_pearson")
+        return self._series(
+            self.likelihood.map(self.fit_info.x, value), "resid_pearson"
+        )
 
     @property
     def resid_deviance(self) -> pd.Series:
@@ -118,7 +122,9 @@ class GLMResults(Results):
         return [x for i in range(3) for x in (*first[3 * i : 3 * i + 3], extra[i])]
 
 
-def _pearson(family: ExponentialFamily, batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
+def _pearson(
+    family: ExponentialFamily, batch: Batch, etas: tuple[Tensor, ...]
+) -> Tensor:
     mu = family.mean(*etas)
     value = (batch.y - mu) / family.unit_variance(mu).sqrt()
     for weight in (batch.size, batch.weights):
@@ -139,6 +145,12 @@ class GLM(RegressionModel):
         In place of the family's own.
     scale : float or "pearson" or "deviance", default "pearson"
         How families with a dispersion estimate it; the others have one.
+    information : {"expected", "observed"}, optional
+        Default of ``fit(information=...)``.
+    title : str, optional
+        As printed.
+    var_weights : str or array_like, optional
+        statsmodels' name of `weights`.
     """
 
     title = "Generalised linear model"
@@ -155,15 +167,25 @@ class GLM(RegressionModel):
         scale: float | str = "pearson",
         information: str | None = None,
         title: str | None = None,
+        var_weights: Any = None,
         **options: Any,
     ) -> None:
+        if var_weights is not None:
+            if options.get("weights") is not None:
+                raise ValueError("var_weights is another name of weights; give one.")
+            options["weights"] = var_weights
         self.family = get_family(family, link=link)
         if not isinstance(self.family, ExponentialFamily):
             raise ValueError(
                 f"{self.family.name} is not an exponential family; use its own model."
             )
-        if not (scale in ("pearson", "deviance") or np.isscalar(scale) and not isinstance(scale, str)):  # noqa: E501
-            raise ValueError(f"scale must be a number, 'pearson' or 'deviance': {scale!r}.")
+        if not (
+            scale in ("pearson", "deviance")
+            or (np.isscalar(scale) and not isinstance(scale, str))
+        ):
+            raise ValueError(
+                f"scale must be a number, 'pearson' or 'deviance': {scale!r}."
+            )
         self._scale = scale
         if information is not None:
             self.information = information
@@ -174,6 +196,14 @@ class GLM(RegressionModel):
     def _has_expected(self) -> bool:
         return True
 
+    def _needs_polish(self) -> bool:
+        return not self.family.canonical
+
+    def _scoring_is_newton(self) -> bool:
+        family = self.family
+        canonical = family.canonical and family.link == family.canonical_link
+        return canonical and _unscaled(family)
+
     def point(
         self, batch: Batch, etas: tuple[Tensor, ...], order: int, information: str
     ) -> Point:
@@ -182,7 +212,7 @@ class GLM(RegressionModel):
         link = family.link
         mu = link.inverse(eta)
         value = family.kernel(y, eta)
-        if family.canonical and family.link == family.canonical_link and _unscaled(family):
+        if self._scoring_is_newton():
             first, weight = y - mu, family.unit_variance(mu)
         else:
             slope, V = link.derivative(eta), family.unit_variance(mu)
@@ -202,7 +232,9 @@ class GLM(RegressionModel):
         found = proxy.derivatives(zero, "expected")
         return solve_information(found.information) @ found.gradient
 
-    def scale(self, likelihood: PredictorLikelihood, x: Tensor, df_resid: float) -> float:
+    def scale(
+        self, likelihood: PredictorLikelihood, x: Tensor, df_resid: float
+    ) -> float:
         """Dispersion by Pearson's statistic unless it is known."""
         self._sums = self._statistics(likelihood, x)
         if self.family.scale == "one" and self._scale in ("pearson", "deviance"):
@@ -253,7 +285,9 @@ class GLM(RegressionModel):
             n = float(design.n if f is None else f.sum())
             logs = 0.0
             if design.weights is not None:
-                logs = 0.5 * float((np.log(design.weights) * (1 if f is None else f)).sum())
+                logs = 0.5 * float(
+                    (np.log(design.weights) * (1 if f is None else f)).sum()
+                )
             return -n / 2 * (np.log(2 * np.pi * deviance / n) + 1) + logs
 
         def statistic(batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
@@ -289,8 +323,8 @@ class GLM(RegressionModel):
             names = ", ".join(self.design.X.names[j] for j in columns)
             warnings.warn(
                 f"the response is predicted perfectly in some rows: the estimates of "
-                f"{names} are infinite and what is printed is where the search stopped. "
-                "Leave those terms out, merge levels, or penalise.",
+                f"{names} are infinite and what is printed is where the search "
+                "stopped. Leave those terms out, merge levels, or penalise.",
                 SeparationWarning,
                 stacklevel=3,
             )
@@ -300,7 +334,7 @@ class GLM(RegressionModel):
     def _separation(
         self, optimum: Optimum, likelihood: PredictorLikelihood
     ) -> list[int]:
-        """Columns along which the likelihood has no maximum, if any row looks fitted."""
+        """Columns along which the likelihood has no maximum."""
         kind = {"binomial": "binary", "poisson": "count", "quasibinomial": "binary",
                 "quasipoisson": "count", "negativebinomial": "count"}  # fmt: skip
         name = self.family.name
@@ -345,7 +379,11 @@ class _Smoothed:
     ) -> Point:
         """Weights and working response at the smoothed response."""
         family, y = self.family, batch.y
-        mu = family.start_mu(y, batch.size) if batch.size is not None else family.start_mu(y)
+        mu = (
+            family.start_mu(y, batch.size)
+            if batch.size is not None
+            else family.start_mu(y)
+        )
         link = family.link
         eta = link(mu)
         slope = link.derivative(eta)
@@ -354,3 +392,73 @@ class _Smoothed:
             weight = weight * batch.size
         z = eta + (y - mu) / slope - etas[0]
         return Point(torch.zeros_like(z), (weight * z,), {(0, 0): weight})
+
+
+def glm(formula: Any, data: Any, **options: Any) -> GLM:
+    """Generalised linear model.
+
+    Parameters
+    ----------
+    formula : str or Formula
+        ``"y ~ x"`` or ``"cbind(successes, failures) ~ x"``.
+    data : frame or mapping
+    **options
+        family, link, scale, information: see `GLM`; weights, freq_weights, offset,
+        exposure, na_action, context, device, dtype: see `RegressionModel`.
+
+    Returns
+    -------
+    GLM
+        Call ``.fit(cov_type="HC1")`` on it.
+
+    Examples
+    --------
+    >>> import deepstats as ds
+    >>> data = {"n": [2, 3, 6, 7, 8, 9], "t": [1, 2, 3, 4, 5, 6]}
+    >>> ds.glm("n ~ t", data, family="poisson").fit().params.round(3).to_dict()
+    {'Intercept': 0.616, 't': 0.28}
+    """
+    return GLM(formula, data, **options)
+
+
+def logit(formula: Any, data: Any, **options: Any) -> GLM:
+    """Logistic regression of a 0/1 or two-level response, or ``cbind`` counts.
+
+    Parameters
+    ----------
+    formula, data, **options
+        See `glm`. Standard errors are by the observed information, which for this
+        link is the expected one.
+    """
+    return _discrete(formula, data, "binomial", "logit", "Logistic regression", options)
+
+
+def probit(formula: Any, data: Any, **options: Any) -> GLM:
+    """Probit regression; standard errors by the observed information.
+
+    Parameters
+    ----------
+    formula, data, **options
+        See `glm`. R's `glm` and statsmodels' `GLM` report the expected information:
+        ``glm(..., link="probit")``, or here ``fit(information="expected")``.
+    """
+    return _discrete(formula, data, "binomial", "probit", "Probit regression", options)
+
+
+def poisson(formula: Any, data: Any, **options: Any) -> GLM:
+    """Poisson regression with a log link.
+
+    Parameters
+    ----------
+    formula, data, **options
+        See `glm`. For counts ``fit(cov_type="HC1")`` is the prudent choice: the
+        Poisson variance is seldom right.
+    """
+    return _discrete(formula, data, "poisson", "log", "Poisson regression", options)
+
+
+def _discrete(
+    formula: Any, data: Any, family: str, link: str, title: str, options: dict[str, Any]
+) -> GLM:
+    options = {"information": "observed", **options}
+    return GLM(formula, data, family=family, link=link, title=title, **options)

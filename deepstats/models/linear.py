@@ -94,12 +94,29 @@ class OLSResults(Results):
 
     @cached_property
     def _overall(self) -> HypothesisTest | None:
-        keep = [j for j, n in enumerate(self.names) if n != "Intercept"]
-        if not keep or not self._has_constant():
-            keep = keep or []
-        if not keep:
-            return None
-        return self.f_test(np.eye(len(self.names))[keep])
+        """F test of all that is not the constant."""
+        k = len(self.names)
+        if not self._has_constant():
+            return self.f_test(np.eye(k))
+        if "Intercept" in self.names:
+            R = np.delete(np.eye(k), self.names.index("Intercept"), axis=0)
+        else:
+            R = self._off_constant()
+        return self.f_test(R) if len(R) else None
+
+    def _off_constant(self) -> np.ndarray:
+        """Restrictions that leave only the constant, where it is a sum of columns."""
+        X = self.model.design.X
+
+        def ones(batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
+            total = torch.ones_like(etas[0])
+            for weight in (batch.weights, batch.freq_weights):
+                total = total if weight is None else total * weight
+            return batch.blocks[0].moments(total)
+
+        moments = X.from_raw(self.likelihood.reduce(self.fit_info.x, ones))
+        constant = (self.fit_info.bread @ moments).numpy()
+        return np.linalg.svd(constant[None, :])[2][1:]
 
     @property
     def fvalue(self) -> float:
@@ -190,8 +207,8 @@ class OLSResults(Results):
         out = super()._notes()
         if self.condition_number > 1e8:
             out.append(
-                f"The columns, scaled, have condition number {self.condition_number:.1e}: "
-                "digits are lost; centre or rescale the variables."
+                f"The columns, scaled, have condition number "
+                f"{self.condition_number:.1e}: digits are lost; centre or rescale the variables."
             )
         return out
 
@@ -258,8 +275,8 @@ class OLS(RegressionModel):
         df_resid = nobs - design.X.k
         if df_resid <= 0:
             warnings.warn(
-                f"{design.X.k} coefficients fit {nobs:g} observations exactly: standard "
-                "errors are undefined.",
+                f"{design.X.k} coefficients fit {nobs:g} observations exactly: "
+                "standard errors are undefined.",
                 BoundaryWarning,
                 stacklevel=2,
             )
@@ -285,7 +302,11 @@ class OLS(RegressionModel):
         if w is not None:
             logs = 0.5 * float((np.log(w) * (1.0 if f is None else f)).sum())
         ssr = solution.ssr
-        llf = -nobs / 2 * (log(2 * pi * ssr / nobs) + 1) + logs if ssr > 0 else float("inf")
+        llf = (
+            -nobs / 2 * (log(2 * pi * ssr / nobs) + 1) + logs
+            if ssr > 0
+            else float("inf")
+        )
         return {
             "llf": llf, "ssr": ssr, "centered_tss": centred, "uncentered_tss": uncentred,
             "condition": solution.condition, "constant": float(design.has_constant),
@@ -301,3 +322,41 @@ def _squares(y: np.ndarray, w: np.ndarray | None, centre: float) -> float:
     return total
 
 
+def ols(formula: Any, data: Any, **options: Any) -> OLS:
+    """Linear regression by ordinary (or weighted) least squares.
+
+    Parameters
+    ----------
+    formula : str or Formula
+        ``"y ~ x1 + C(g)"``; what follows ``|`` are fixed effects to absorb.
+    data : frame or mapping
+        pandas, polars, pyarrow or a mapping of columns.
+    **options
+        See `RegressionModel`: weights, freq_weights, offset, na_action, context,
+        device, dtype.
+
+    Returns
+    -------
+    OLS
+        Call ``.fit(cov_type="HC1")`` on it.
+
+    Examples
+    --------
+    >>> import deepstats as ds
+    >>> data = {"y": [1.0, 2.0, 4.0, 4.0], "x": [0.0, 1.0, 2.0, 3.0]}
+    >>> ds.ols("y ~ x", data).fit().params.round(2).to_dict()
+    {'Intercept': 1.1, 'x': 1.1}
+    """
+    return OLS(formula, data, **options)
+
+
+def wls(formula: Any, data: Any, weights: Any, **options: Any) -> OLS:
+    """Weighted least squares; `weights` are inverse variances up to a factor.
+
+    Parameters
+    ----------
+    formula, data, **options
+        See `ols`.
+    weights : str or array_like
+    """
+    return OLS(formula, data, weights=weights, **options)

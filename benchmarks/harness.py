@@ -1,0 +1,346 @@
+"""What every benchmark needs: data on disk, one fresh process a cell, honest clocks."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+COLUMNS = 20
+LEVELS = 100
+CLUSTERS = 5000
+NAMES = tuple(f"x{j + 1}" for j in range(COLUMNS))
+
+# Every library that has a thread pool reads one of these when it is loaded.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS",
+    "POLARS_MAX_THREADS", "BLIS_NUM_THREADS",
+)  # fmt: skip
+
+
+# -- clocks -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One timed call.
+
+    Attributes
+    ----------
+    cpu : float
+        Seconds of processor time of all threads of the process and its children.
+    wall : float
+    extra : float
+        Bytes of resident memory at the highest point, less those before the call.
+    """
+
+    cpu: float
+    wall: float
+    extra: float
+
+
+def measure(function: Callable[[], Any]) -> tuple[Any, Measurement]:
+    """Call `function` once and say what it took."""
+    gc.collect()
+    _give_back_free_memory()
+    with _Peak() as peak:
+        wall, cpu = time.perf_counter(), _cpu_seconds()
+        value = function()
+        wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
+    return value, Measurement(cpu, wall, peak.extra)
+
+
+def _cpu_seconds() -> float:
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
+
+
+def _give_back_free_memory() -> None:
+    """Let freed heap leave the resident set, or the next call would seem to need less."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return
+
+
+class _Peak:
+    """Highest resident memory while it is open: the kernel's mark, else a sampler."""
+
+    def __enter__(self) -> _Peak:
+        self.before = _status("VmRSS")
+        self.exact = _reset_high_water_mark()
+        self.highest, self.done = self.before, threading.Event()
+        if not self.exact:
+            self.sampler = threading.Thread(target=self._sample, daemon=True)
+            self.sampler.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.exact:
+            self.highest = _status("VmHWM")
+        else:
+            self.done.set()
+            self.sampler.join()
+        self.extra = max(self.highest - self.before, 0)
+
+    def _sample(self) -> None:
+        while not self.done.wait(0.002):
+            self.highest = max(self.highest, _status("VmRSS"))
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}.")
+
+
+def _reset_high_water_mark() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+# -- data -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows of a benchmark, in memory before any clock starts.
+
+    Attributes
+    ----------
+    X : ndarray, shape (columns, n)
+    y, count, binary : ndarray, shape (n,)
+    factor, cluster : ndarray of int, shape (n,)
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    count: np.ndarray
+    binary: np.ndarray
+    factor: np.ndarray
+    cluster: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def head(self, n: int) -> Data:
+        """First `n` rows, copied."""
+        return Data(*(v[..., :n].copy() for v in vars(self).values()))
+
+
+_FILES = {
+    "X": np.float64, "y": np.float64, "count": np.float64, "binary": np.float64,
+    "factor": np.int32, "cluster": np.int32,
+}  # fmt: skip
+
+
+def write_data(folder: Path, n: int, seed: int = 20) -> None:
+    """Draw `n` rows and write them as plain binary files that R reads as well."""
+    if (folder / "complete").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    common = rng.standard_normal(n)
+    eta = np.zeros(n)
+    slopes = np.linspace(0.15, -0.15, COLUMNS)
+    with (folder / "X").open("wb") as file:
+        for slope in slopes:
+            column = 0.9 * rng.standard_normal(n) + 0.4 * common
+            eta += slope * column
+            column.tofile(file)
+    factor = rng.integers(0, LEVELS, n)
+    cluster = rng.integers(0, CLUSTERS, n)
+    eta += 0.2 * rng.standard_normal(LEVELS)[factor]
+    group = 0.3 * rng.standard_normal(CLUSTERS)[cluster]
+    spread = 0.7 + 0.3 * np.abs(common)
+    drawn = {
+        "y": 1 + eta + group + spread * rng.standard_normal(n),
+        "count": rng.poisson(np.exp(0.3 + eta) * rng.gamma(5.0, 0.2, n)),
+        "binary": rng.random(n) < 1 / (1 + np.exp(0.2 - eta)),
+        "factor": factor,
+        "cluster": cluster,
+    }
+    for name, values in drawn.items():
+        values.astype(_FILES[name]).tofile(folder / name)
+    (folder / "complete").touch()
+
+
+def read_data(folder: Path) -> Data:
+    """Read what `write_data` wrote."""
+    read = {k: np.fromfile(folder / k, dtype) for k, dtype in _FILES.items()}
+    read["X"] = read["X"].reshape(COLUMNS, -1)
+    return Data(**read)
+
+
+# -- cells ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fresh process: a library, a task and a design at `n` rows."""
+
+    library: str
+    task: str
+    design: str
+    n: int
+    threads: int
+
+
+def run_cell(cell: Cell, folder: Path, timeout: float) -> dict[str, Any]:
+    """Run a cell in a process of its own; an "error" entry where it failed."""
+    spec = asdict(cell) | {"folder": str(folder)}
+    command = [sys.executable, str(HERE / "cell.py"), json.dumps(spec)]
+    if cell.library.startswith("R "):
+        command = ["Rscript", "--vanilla", str(HERE / "cell.R"), *map(str, spec.values())]
+    return run_process(command, cell.threads, timeout)
+
+
+def run_process(command: list[str], threads: int, timeout: float) -> dict[str, Any]:
+    """Run a command whose last line of output is JSON."""
+    environment = os.environ | {name: str(threads) for name in THREAD_VARIABLES}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    try:
+        done = subprocess.run(
+            command, env=environment, timeout=timeout, capture_output=True, text=True
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done in {timeout:g} s"}
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return {"error": f"exit {done.returncode}: {reason[:200]}"}
+    return json.loads(lines[-1])
+
+
+def least(repeats: Iterable[dict[str, Any]], kind: str) -> dict[str, float] | None:
+    """Smallest processor time, wall time and memory over repeats of a cell."""
+    found = [r[kind] for r in repeats if kind in r]
+    return {k: min(f[k] for f in found) for k in found[0]} if found else None
+
+
+# -- machine ----------------------------------------------------------------------------
+
+
+def machine(packages: Iterable[str]) -> dict[str, Any]:
+    """Processor, memory and versions; nothing that names the machine or its user."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "blas": _blas(),
+        "load_before": [round(x, 2) for x in os.getloadavg()],
+        "versions": {p: v for p in packages if (v := _version(p))},
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _blas() -> list[str]:
+    from threadpoolctl import threadpool_info
+
+    found = {
+        f"{p['internal_api']} {p['version']} ({p.get('architecture', '?')})"
+        for p in threadpool_info()
+        if p["user_api"] == "blas"
+    }
+    return sorted(found)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What one core of this machine can do at best, measured.
+
+    Attributes
+    ----------
+    bandwidth : float
+        Bytes a second read from memory.
+    multiply : float
+        Floating-point operations a second in a large product of float64 matrices.
+    exponential : float
+        Values of exp a second, in cache.
+    """
+
+    bandwidth: float
+    multiply: float
+    exponential: float
+
+    def seconds(self, n: int, columns: int, exponentials: int) -> float:
+        """Shortest time of a pass: memory and arithmetic fully overlapped.
+
+        A pass reads the columns and the response once, forms a symmetric ``X'WX`` (half
+        of a product) and takes `exponentials` of each row.
+        """
+        read = 8 * n * (columns + 1) / self.bandwidth
+        flops = n * (columns + 1) * (columns + 2) / self.multiply
+        return max(read, flops + n * exponentials / self.exponential)
+
+
+def measure_floor() -> Floor:
+    """Measure the floor with one thread."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), _one_torch_thread() as torch:
+        long = np.ones(40_000_000)
+        A = np.random.default_rng(0).standard_normal((1024, 1024))
+        z = torch.linspace(-2, 2, 16384, dtype=torch.float64)
+        out = torch.empty_like(z)
+        read = _best(lambda: long @ long)
+        product = _best(lambda: A @ A)
+        exp = _best(lambda: [torch.exp(z, out=out) for _ in range(100)])
+    return Floor(8 * len(long) / read, 2 * 1024**3 / product, 100 * len(z) / exp)
+
+
+@contextmanager
+def _one_torch_thread() -> Any:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(before)
+
+
+def _best(function: Callable[[], Any], repeats: int = 7) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
