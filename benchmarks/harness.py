@@ -144,8 +144,10 @@ class Data:
         return len(self.y)
 
     def head(self, n: int) -> Data:
-        """First `n` rows, copied."""
-        return Data(*(v[..., :n].copy() for v in vars(self).values()))
+        """First `n` rows, copied, the clusters among them numbered anew."""
+        few = Data(*(v[..., :n].copy() for v in vars(self).values()))
+        _, few.cluster[:] = np.unique(few.cluster, return_inverse=True)
+        return few
 
 
 _FILES = {

@@ -654,7 +654,8 @@ class _Builder:
                 if infinite.any():
                     raise DesignError(
                         f"column {name!r} is infinite in {infinite.sum()} rows "
-                        f"(first: row {int(infinite.argmax())}); mend them or make them missing."
+                        f"(first: row {int(infinite.argmax())}); mend them "
+                        "or make them missing."
                     )
             mask = table.missing(name)
             if mask is not None:

@@ -190,7 +190,8 @@ class RegressionModel:
         if formula.rhs.groups:
             raise ModelError(
                 f"{self.title} has no random effects such as "
-                f"{formula.rhs.groups[0].text}; use ds.fit, which chooses the model from the formula."
+                f"{formula.rhs.groups[0].text}; use ds.fit, which chooses the "
+                "model from the formula."
             )
         if formula.rhs.calls:
             raise ModelError(f"{self.title} cannot use {formula.rhs.calls[0].text}.")

@@ -208,7 +208,8 @@ class OLSResults(Results):
         if self.condition_number > 1e8:
             out.append(
                 f"The columns, scaled, have condition number "
-                f"{self.condition_number:.1e}: digits are lost; centre or rescale the variables."
+                f"{self.condition_number:.1e}: digits are lost; centre or "
+                "rescale the variables."
             )
         return out
 
@@ -308,9 +309,13 @@ class OLS(RegressionModel):
             else float("inf")
         )
         return {
-            "llf": llf, "ssr": ssr, "centered_tss": centred, "uncentered_tss": uncentred,
-            "condition": solution.condition, "constant": float(design.has_constant),
-        }  # fmt: skip
+            "llf": llf,
+            "ssr": ssr,
+            "centered_tss": centred,
+            "uncentered_tss": uncentred,
+            "condition": solution.condition,
+            "constant": float(design.has_constant),
+        }
 
 
 def _squares(y: np.ndarray, w: np.ndarray | None, centre: float) -> float:
