@@ -213,7 +213,12 @@ def run_cell(cell: Cell, folder: Path, timeout: float) -> dict[str, Any]:
     spec = asdict(cell) | {"folder": str(folder)}
     command = [sys.executable, str(HERE / "cell.py"), json.dumps(spec)]
     if cell.library.startswith("R "):
-        command = ["Rscript", "--vanilla", str(HERE / "cell.R"), *map(str, spec.values())]
+        command = [
+            "Rscript",
+            "--vanilla",
+            str(HERE / "cell.R"),
+            *map(str, spec.values()),
+        ]
     return run_process(command, cell.threads, timeout)
 
 

@@ -40,7 +40,9 @@ class Task:
         return self.design == "B"
 
     def formula(self, factor: str = " + factor") -> str:
-        return f"{self.response} ~ {' + '.join(NAMES)}{factor if self.has_factor else ''}"
+        return (
+            f"{self.response} ~ {' + '.join(NAMES)}{factor if self.has_factor else ''}"
+        )
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,9 @@ class Deepstats(Library):
         results = self._model(task, frame).fit(*self._options(task))
         table = results.tidy().set_index("term")
         return labelled(
-            table["estimate"], table["std_error"], iterations=results.fit_info.iterations
+            table["estimate"],
+            table["std_error"],
+            iterations=results.fit_info.iterations,
         )
 
     def prepare(
@@ -229,7 +233,10 @@ class Pyfixest(Library):
     def table(self, task: Task, frame: pd.DataFrame) -> Estimates:
         formula = task.formula(" | factor")
         # The same small-sample factors as the others, or tables would not agree.
-        robust, plain = self.pf.ssc(k_fixef="full"), self.pf.ssc(k_adj=False, G_adj=False)
+        robust, plain = (
+            self.pf.ssc(k_fixef="full"),
+            self.pf.ssc(k_adj=False, G_adj=False),
+        )
         if task.name == "ols_hc1":
             fitted = self.pf.feols(formula, frame, vcov="HC1", ssc=robust)
         elif task.name == "ols_cluster":
@@ -237,7 +244,9 @@ class Pyfixest(Library):
         elif task.name == "poisson":
             fitted = self.pf.fepois(formula, frame, vcov="iid", ssc=plain)
         else:
-            fitted = self.pf.feglm(formula, frame, family="logit", vcov="iid", ssc=plain)
+            fitted = self.pf.feglm(
+                formula, frame, family="logit", vcov="iid", ssc=plain
+            )
         table = fitted.tidy()
         return labelled(table["Estimate"], table["Std. Error"])
 

@@ -42,6 +42,7 @@ READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".feather": pd.read_feather,
 }
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip")
+FIT_OPTIONS = {"bandwidth", "information", "kernel", "maxiter", "q", "tol", "use_t"}
 GIVEN = ("family", "link", "weights", "freq_weights", "offset", "exposure")
 
 
@@ -134,20 +135,17 @@ def _add_data(commands: Any) -> None:
 
 def _fit(arguments: argparse.Namespace) -> None:
     frame = _read(arguments.data)
-    given = {
+    options = {
         name: value for name in GIVEN if (value := getattr(arguments, name)) is not None
     }
-    cov_type, cov_kwds = _covariance(arguments)
-    options = {**given, **_options(arguments.option)}
+    options |= _options(arguments.option)
+    at_fit = _covariance(arguments)
     if arguments.model is None:
-        results = deepstats.fit(
-            arguments.formula, frame, cov_type=cov_type, cov_kwds=cov_kwds, **options
-        )
+        results = deepstats.fit(arguments.formula, frame, **options, **at_fit)
     else:
+        at_fit |= {name: options.pop(name) for name in FIT_OPTIONS & options.keys()}
         model = getattr(deepstats, arguments.model)
-        results = model(arguments.formula, data=frame, **options).fit(
-            cov_type=cov_type, cov_kwds=cov_kwds
-        )
+        results = model(arguments.formula, data=frame, **options).fit(**at_fit)
     summary = results.summary()
     print(summary.as_text())
     if arguments.html:
@@ -182,15 +180,17 @@ def _read(source: str) -> pd.DataFrame:
     return READERS[suffixes[-1]](path)
 
 
-def _covariance(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    if arguments.groups is None:
-        keywords = {} if arguments.maxlags is None else {"maxlags": arguments.maxlags}
-        return arguments.cov or "nonrobust", keywords
+def _covariance(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Translate the options on standard errors to keywords of `fit`."""
+    kind, keywords = arguments.cov, {}
+    if arguments.groups is not None:
+        names = arguments.groups.split(",")
+        kind = kind or "cluster"
+        keywords["groups"] = names[0] if len(names) == 1 else names
     if arguments.maxlags is not None:
-        raise DesignError("--groups and --maxlags belong to different covariances")
-    names = arguments.groups.split(",")
-    groups = names[0] if len(names) == 1 else names
-    return arguments.cov or "cluster", {"groups": groups}
+        keywords["maxlags"] = arguments.maxlags
+    given = {"cov_type": kind, "cov_kwds": keywords}
+    return {name: value for name, value in given.items() if value}
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:

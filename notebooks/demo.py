@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import deepstats as ds
-from deepstats import datasets
+from deepstats import datasets, plots
 from deepstats.design import Design
 
 docvisits = datasets.load_docvisits()
@@ -65,6 +65,8 @@ for random in design.random:
 # %%
 folder = Path("demo_output")
 folder.mkdir(exist_ok=True)
-axes = ds.plots.coefplot(poisson, negative_binomial)
+axes = plots.coefplot(
+    poisson, negative_binomial, names=["Poisson", "Negative binomial"], drop="alpha"
+)
 axes.figure.savefig(folder / "coefplot.png", dpi=150, bbox_inches="tight")
 print(f"Coefficient plot: {folder / 'coefplot.png'}")

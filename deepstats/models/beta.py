@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,10 +15,32 @@ from ..families import Beta
 from ..formula import Formula
 from ..likelihood import Point
 from ..parameters import Block, Parameters
+from ..results import Results
 from .base import INTERCEPT
-from .multipart import MultiPartModel, second_part
+from .multipart import MultiPartModel, MultiPartResults, second_part
 
-__all__ = ["BetaModel", "betareg"]
+__all__ = ["BetaModel", "BetaResults", "betareg"]
+
+
+class BetaResults(MultiPartResults):
+    """Estimates of a beta regression."""
+
+    model: BetaModel
+
+    @cached_property
+    def prsquared(self) -> float:
+        """Squared correlation of the predictor with the link of the response.
+
+        That of Ferrari and Cribari-Neto; McFadden's has no meaning for densities.
+        """
+        design, link = self.model.design, self.model.family.link
+        y = link.link(torch.tensor(np.asarray(design.y, dtype=np.float64)))
+        w = np.ones(design.n)
+        for given in (design.weights, design.freq_weights):
+            w = w if given is None else w * given
+        eta = self.predict(which="linear").to_numpy()
+        C = np.cov(np.stack([y.numpy(), eta]), aweights=w)
+        return float(C[0, 1] ** 2 / (C[0, 0] * C[1, 1])) if C[1, 1] > 0 else 0.0
 
 
 class BetaModel(MultiPartModel):
@@ -46,6 +70,7 @@ class BetaModel(MultiPartModel):
     """
 
     title = "Beta regression"
+    results_class: ClassVar[type[Results]] = BetaResults
 
     def __init__(
         self,
@@ -100,6 +125,9 @@ class BetaModel(MultiPartModel):
         }
 
     def _has_expected(self) -> bool:
+        return True
+
+    def _needs_polish(self) -> bool:
         return True
 
     def point(

@@ -22,14 +22,13 @@ from ..families import (
     ZeroInflatedPoisson,
     get_family,
 )
-from ..families.special import relative_log1p
 from ..formula import Formula
 from ..likelihood import Point, PredictorLikelihood
-from ..matrix import intercept_matrix
 from ..optimize import Optimum, newton
 from ..parameters import Block, Parameters
 from ..results import Results
 from .base import INTERCEPT
+from .countpoints import count_point, has_closed_form, inflated_point
 from .glm import GLM
 from .multipart import MultiPartModel, MultiPartResults, second_part, slopes_only
 
@@ -46,8 +45,6 @@ __all__ = [
 
 # Log of the overdispersion, and log odds of a certain zero, below which there is none.
 _LOWEST = -18.0
-# Counts above this have no table of sums; their densities are differentiated instead.
-_LARGEST_TABLE = 100_000
 _VARIANCE = {"nb2": "mu + alpha mu^2 (nb2)", "nb1": "mu + alpha mu (nb1)"}
 
 
@@ -116,13 +113,14 @@ class CountModel(MultiPartModel):
 
         return {**super().predictions(), "prob-zero": zero}
 
+    def family_text(self) -> str:
+        """Return the distribution of the counts and the link of their mean."""
+        few = len(self.family.predictors) - hasattr(self.family, "count") < 2
+        name = "Poisson" if few else "negative binomial"
+        return f"{name} ({self.family.links[0].name})"
+
     def _alpha_block(self) -> Block:
         return Block("alpha", ("alpha",), True, "Overdispersion", _LOWEST)
-
-    def null_size(self) -> int:
-        """Parameters of the constant-only model."""
-        return len(self.layout)
-
 
 class NegativeBinomialModel(CountModel):
     """Negative binomial regression with an estimated overdispersion alpha.
@@ -203,44 +201,9 @@ class NegativeBinomialModel(CountModel):
         self, batch: Batch, etas: tuple[Tensor, ...], order: int, information: str
     ) -> Point:
         """Log-density and derivatives; closed forms for the log link."""
-        top = float(batch.y.max()) if len(batch.y) else 0.0
-        if self.family.link.name != "log" or top > _LARGEST_TABLE:
+        if not has_closed_form(self.family, batch.y):
             return super().point(batch, etas, order, information)
-        if self.family.loglike == "nb2":
-            return _nb2_point(batch.y, *etas, int(top), order)
-        return super().point(batch, etas, order, information)
-
-
-def _nb2_point(y: Tensor, eta: Tensor, theta: Tensor, top: int, order: int) -> Point:
-    """NB2 log-density and its derivatives in eta = log mu and theta = log alpha.
-
-    Gamma functions enter as sums over j < y of functions of alpha j alone, which are
-    read from a table: alpha is one number. See Cameron & Trivedi (2013), 3.3.1.
-    """
-    alpha = theta[0].double().exp()
-    j = alpha * torch.arange(top, dtype=torch.float64, device=y.device)
-    share = j / (1 + j)
-    count = torch.arange(1, top + 1, dtype=torch.float64, device=y.device)
-    rows = [torch.log1p(j) - count.log(), share, share / (1 + j)]
-    table = torch.zeros(top + 1, 3, dtype=torch.float64, device=y.device)
-    table[1:] = torch.stack(rows, 1).cumsum(0)
-    rising, first_sum, second_sum = table.to(eta.dtype)[y.long()].unbind(1)
-
-    mu = eta.exp()
-    x = alpha.to(eta.dtype) * mu
-    rel, inverse = relative_log1p(x), 1 / (1 + x)
-    part = x * inverse
-    value = rising + y * eta - (y * x + mu) * (1 + rel)
-    resid = (y - mu) * inverse
-    first = (resid, first_sum + mu * rel - (y - mu) * part)
-    if order < 2:
-        return Point(value, first, {})
-    second = {
-        (0, 0): (mu + y * x) * inverse * inverse,
-        (0, 1): resid * part,
-        (1, 1): mu * (part + rel) + resid * part - second_sum,
-    }
-    return Point(value, first, second)
+        return count_point(self.family, batch.y, etas, order)
 
 
 class _TwoPart(CountModel):
@@ -405,6 +368,16 @@ class ZeroInflatedModel(_TwoPart):
             "mean-main": lambda *e: family.count.mean(*family.split(e)[1]),
             "prob-inflate": lambda *e: family.links[1].inverse(e[1]),
         }
+
+    def point(
+        self, batch: Batch, etas: tuple[Tensor, ...], order: int, information: str
+    ) -> Point:
+        """Log-density and derivatives; closed forms for log and logit links."""
+        family = self.family
+        logit = family.inflate_link.name == "logit"
+        if not logit or not has_closed_form(family.count, batch.y):
+            return super().point(batch, etas, order, information)
+        return inflated_point(family.count, batch.y, etas, order)
 
     def _zero_probability(
         self, likelihood: PredictorLikelihood, x: Tensor, positive: np.ndarray

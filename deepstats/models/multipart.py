@@ -20,7 +20,7 @@ from ..formula import Formula, Rhs, Term
 from ..leastsquares import triangle
 from ..likelihood import PredictorLikelihood
 from ..matrix import intercept_matrix
-from ..optimize import Derivatives, Optimum, newton, solve_information
+from ..optimize import Derivatives, Optimum, solve_information
 from ..results import Results
 from .base import RegressionModel
 
@@ -200,6 +200,9 @@ class MultiPartResults(Results):
         blocks = zip((first[:3], first[3:6], first[6:]), (extra, *null), strict=True)
         return [row for block, last in blocks for row in (*block, last)]
 
+    def _family_text(self) -> str:
+        return self.model.family_text()
+
     def _notes(self) -> list[str]:
         return [*super()._notes(), *self.model.notes()]
 
@@ -216,6 +219,10 @@ class MultiPartModel(RegressionModel):
 
     def _takes_parts(self) -> bool:
         return True
+
+    def family_text(self) -> str:
+        """Return family and link, as printed."""
+        return f"{self.family.name} ({self.family.links[0].name})"
 
     def headline(self) -> tuple[str, Any]:
         """Return a line of the summary that is the model's own."""
@@ -255,9 +262,8 @@ class MultiPartModel(RegressionModel):
 
     def _climb(self, likelihood: PredictorLikelihood, start: Tensor) -> Optimum:
         """Newton from a start, then from other ones until one converges."""
-        return self._maximise(
-            likelihood, start, likelihood.derivatives(start), "observed", 100, 1e-6
-        )
+        first = self._first(likelihood, start)
+        return self._maximise(likelihood, start, first, "observed", 100, 1e-6)
 
     def _maximise(
         self,
@@ -272,16 +278,18 @@ class MultiPartModel(RegressionModel):
         if best.converged or maxiter < 2:
             return best
         for other in self.other_starts(likelihood):
-            found = newton(
-                lambda x: likelihood.derivatives(x, information),
-                other,
-                lower=self.parameters.lower(),
-                max_iterations=maxiter,
-                tolerance=tol,
+            first = self._first(likelihood, other)
+            found = super()._maximise(
+                likelihood, other, first, information, maxiter, tol
             )
             if (found.converged, found.value) > (best.converged, best.value):
                 best = found
         return best
+
+    def _first(self, likelihood: PredictorLikelihood, start: Tensor) -> Derivatives:
+        """Derivatives that a search begins with."""
+        which = "expected" if self._has_expected() else "observed"
+        return likelihood.derivatives(start, which)
 
     # -- estimates without a maximum --------------------------------------------------
 

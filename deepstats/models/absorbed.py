@@ -1,0 +1,990 @@
+"""Regressions whose fixed effects are absorbed: ``y ~ x | firm + year``.
+
+By Frisch, Waugh and Lovell the estimates, their information and their scores are those
+of the columns *demeaned*: residuals on the effects, in the weights of the fit. The
+design of these models holds the demeaned columns, and the effects (with the caller's
+offset) as the offset of each row, so that linear predictors, and all that is made from
+them, are those of the whole model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import nan
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..absorb import DOF_RULES, Absorber, degrees_of_freedom, singletons
+from ..design import Design, Grouping
+from ..errors import (
+    ConvergenceWarning,
+    DesignError,
+    ModelError,
+    RankWarning,
+    SeparationWarning,
+)
+from ..families import get_family
+from ..formula import Formula
+from ..inference import Covariance, canonical, covariance
+from ..leastsquares import least_squares
+from ..likelihood import PredictorLikelihood
+from ..matrix import Column, ModelMatrix, Source
+from ..optimize import solve_information
+from ..results import Fit, PredictionResults
+from .glm import GLM, GLMResults
+from .linear import OLS, OLSResults
+
+if TYPE_CHECKING:
+    from ..results import Results as _Mixed
+else:
+    _Mixed = object
+
+__all__ = [
+    "AbsorbedGLM",
+    "AbsorbedGLMResults",
+    "AbsorbedOLS",
+    "AbsorbedOLSResults",
+    "absorbed_glm",
+    "absorbed_ols",
+]
+
+Array = np.ndarray
+
+# A column is a combination of fixed effects when this share of its length, or less, is
+# left; demeaning is exact to 1e-10.
+_WITHIN = 1e-6
+# Likewise for the squared share that is not in the span of earlier demeaned columns.
+_PIVOT = 1e-12
+_TOLERANCE = 1e-10
+_ROUGH = 1e-6  # while scoring is far from the solution
+_COV_TYPES = ("nonrobust", "HC0", "HC1", "cluster", "HAC")
+_COUNTED = {
+    "nested": "fixed effects nested in clusters not counted",
+    "full": "all fixed effects counted",
+    "none": "no fixed effects counted",
+}
+
+
+# -- results --------------------------------------------------------------------------
+
+
+class _Absorbed(_Mixed):
+    """What results of models with absorbed effects add to those of their kind."""
+
+    def _covariance(
+        self, cov_type: str, cov_kwds: Mapping[str, Any] | None
+    ) -> Covariance:
+        kind, options = canonical(cov_type), dict(cov_kwds or {})
+        if kind not in _COV_TYPES:
+            raise ModelError(
+                f"{kind} standard errors are not defined with absorbed fixed effects"
+                + (" (leverages need the effects' covariance)" * (kind in ("HC2", "HC3")))
+                + f"; use one of {', '.join(_COV_TYPES)}."
+            )
+        rule = options.pop("fixef_k", "nested")
+        exact = bool(options.pop("fixef_exact", True))
+        if rule not in DOF_RULES:
+            raise ValueError(f"fixef_k must be one of {DOF_RULES}, not {rule!r}.")
+        clusters = None
+        if kind == "cluster":
+            groups = self.likelihood.design.groupings(options.get("groups"))
+            clusters = [g.codes for g in groups]
+            options = {"ssc": "min", **options, "groups": groups}
+        fit = self.fit_info
+        effects = self.model.effects_df(clusters, rule, exact)
+        counted = len(fit.x) + effects
+        df_resid = fit.nobs - counted
+        if kind == "cluster":
+            options["parameters"] = counted
+        # The dispersion of the fit was made with all effects counted.
+        scale = fit.scale
+        if kind == "nonrobust" and self.model.dispersed:
+            scale = scale * fit.df_resid / df_resid
+        found = covariance(
+            self.likelihood, fit.x, fit.bread, kind, scale=scale, nobs=fit.nobs,
+            df_resid=df_resid, information=fit.information, options=options,
+        )  # fmt: skip
+        matrix = found.matrix
+        if kind == "nonrobust" and not self.model.dispersed:
+            matrix = matrix * (fit.nobs - 1) / df_resid
+        told = {**(found.options or {}), "fixef_k": rule, "fixef_exact": exact}
+        told["parameters"] = counted
+        df = found.df if kind == "cluster" else df_resid
+        return replace(found, matrix=matrix, options=told, df=df)
+
+    def fixef(self) -> dict[str, pd.Series]:
+        """Return the estimated fixed effects by factor, indexed by level.
+
+        Only sums of effects are identified: within each connected component of the
+        first factor and a further one, the first level of the further factor is zero.
+
+        Returns
+        -------
+        dict of str to Series
+        """
+        return self.model.recovered(self.fit_info.x)
+
+    def predict(
+        self,
+        exog: Any = None,
+        *,
+        which: str = "mean",
+        offset: Any = None,
+        exposure: Any = None,
+    ) -> pd.Series:
+        """Predict the response of new data with the estimated fixed effects.
+
+        Parameters
+        ----------
+        exog, which, offset, exposure
+            As in `Results.predict`.
+
+        Raises
+        ------
+        DesignError
+            For a level of a fixed effect that has no estimate.
+        """
+        if exog is None:
+            return super().predict(
+                None, which=which, offset=offset, exposure=exposure
+            )
+        if which not in ("mean", "linear"):
+            raise ValueError(f"which must be 'mean' or 'linear', not {which!r}.")
+        design, eta = self.model.linear_of(
+            exog, self.fit_info.x, self.fixef(), offset, exposure
+        )
+        value = self.model.mean(eta) if which == "mean" else eta
+        index = exog.index if isinstance(exog, pd.DataFrame) else None
+        out = np.full(design.n_given, np.nan)
+        out[slice(None) if design.rows is None else design.rows] = value.numpy()
+        return pd.Series(out, index, name="predicted")
+
+    def get_prediction(
+        self, exog: Any = None, *, offset: Any = None, exposure: Any = None
+    ) -> PredictionResults:
+        """Not available: raises `ModelError`. Use `predict` for the means alone."""
+        raise ModelError(
+            "standard errors of predictions need the covariance of the fixed effects, "
+            "which absorbing them avoids; use predict(), or write the effects as C(...)."
+        )
+
+    @property
+    def df_model(self) -> float:
+        """Parameters besides a constant: coefficients and fixed effects less one."""
+        return self.nobs - self.df_resid - 1
+
+    @property
+    def _counted(self) -> float:
+        return self.nobs - self.df_resid
+
+    def _header(self) -> list[tuple[str, Any]]:
+        out = super()._header()
+        effects = ", ".join(
+            f"{g.name} ({len(g)})" for g in self.model.design.absorbed
+        )
+        return [*out, ("Fixed effects", effects)]
+
+    def _notes(self) -> list[str]:
+        out = super()._notes()
+        facts, options = self.fit_info.facts, self.cov_kwds
+        if facts["singletons"]:
+            out.append(
+                f"{int(facts['singletons'])} rows alone in a level of a fixed effect "
+                "(singletons) were left out."
+            )
+        if facts["separated"]:
+            out.append(
+                f"{int(facts['separated'])} rows in levels whose outcomes are all at "
+                "the edge of their range were left out: those effects are infinite."
+            )
+        if self.cov_type == "HC0":
+            return out
+        counted = int(options["parameters"])
+        rule = _COUNTED[options["fixef_k"] if self.cov_type == "cluster" else "full"]
+        if options["fixef_k"] == "none":
+            rule = _COUNTED["none"]
+        text = f"Small-sample factor as in fixest: K = {counted}, {rule}"
+        if self.cov_type == "cluster":
+            text += f"; (n - 1)/(n - K) and {options['ssc']} G/(G - 1)"
+        elif self.cov_type == "nonrobust" and not self.model.dispersed:
+            text += "; (n - 1)/(n - K)"
+        else:
+            text += "; n - K degrees of freedom"
+        return [*out, text + "."]
+
+
+class AbsorbedOLSResults(_Absorbed, OLSResults):
+    """Least squares with absorbed effects; adds the within R-squared."""
+
+    def _has_constant(self) -> bool:
+        return True
+
+    @property
+    def rsquared_within(self) -> float:
+        """Share of the variance left by the fixed effects that x explains."""
+        return 1 - self.ssr / self.fit_info.facts["within_tss"]
+
+    @property
+    def rsquared_adj_within(self) -> float:
+        """Within R-squared adjusted for degrees of freedom."""
+        lost = self.df_resid + len(self.names)
+        return 1 - (1 - self.rsquared_within) * lost / self.df_resid
+
+    def _extra_glance(self) -> dict[str, float]:
+        return {**super()._extra_glance(), "rsquared_within": self.rsquared_within}
+
+    def _header(self) -> list[tuple[str, Any]]:
+        return [*super()._header(), ("Within R-squared", self.rsquared_within)]
+
+
+class AbsorbedGLMResults(_Absorbed, GLMResults):
+    """A generalised linear model with absorbed effects."""
+
+    def _header(self) -> list[tuple[str, Any]]:
+        steps = f"Fisher scoring, {self.fit_info.iterations} steps"
+        return [(k, steps if k == "Method" else v) for k, v in super()._header()]
+
+
+# -- models ---------------------------------------------------------------------------
+
+
+class _AbsorbingModel:
+    """The part of both models that deals with the effects."""
+
+    design: Design
+    dispersed: bool
+
+    def _prepare(self, singles: str) -> None:
+        """Keep the rows that say something, and the columns that are not constant."""
+        if singles not in ("drop", "keep"):
+            raise ValueError(f"singletons must be 'drop' or 'keep', not {singles!r}.")
+        design = self.design
+        if len(design.spec.formula.parts) != 1 or not design.absorbed:
+            raise ModelError(
+                "fixed effects to absorb are written once, as in y ~ x | firm + year; "
+                f"got {design.spec.formula.text!r}."
+            )
+        for g in design.absorbed:
+            _check_effect(g)
+        drop, self.n_singletons, self.n_separated = self._uninformative(singles)
+        if drop.all():
+            names = " and ".join(g.name for g in design.absorbed)
+            raise DesignError(
+                f"no row is left: each is alone in its level of {names}, or all "
+                "outcomes of its level are at the edge of their range. Merge levels, "
+                "or make the effects random: (1 | g)."
+            )
+        names = design.X.names
+        columns = [j for j, name in enumerate(names) if name != "Intercept"]
+        if not columns:
+            raise ModelError(
+                "there is nothing to estimate besides the fixed effects; add a term, or "
+                "write them as C(...)."
+            )
+        self._kept = columns
+        kept = np.flatnonzero(~drop)
+        self.design = _rows(design, kept if drop.any() else None, columns)
+        # The columns as given, with which fixed effects are found after the fit; the
+        # design's own are demeaned by the fit.
+        self._given = self.design
+        if self.design.n <= len(columns):
+            raise DesignError(f"{self.design.n} rows are left for {len(columns)} columns.")
+
+    def _uninformative(self, singles: str) -> tuple[Array, int, int]:
+        """Rows to drop: singletons and levels without variation, until none is left."""
+        design = self.design
+        codes = [g.codes for g in design.absorbed]
+        drop, n_single, n_separated = np.zeros(design.n, dtype=bool), 0, 0
+        while not drop.all():
+            kept = np.flatnonzero(~drop)
+            found = np.zeros(len(kept), dtype=bool)
+            if singles == "drop":
+                found = _singletons([c[kept] for c in codes], design.freq_weights, kept)
+            n_single += int(found.sum())
+            drop[kept[found]] = True
+            kept = kept[~found]
+            flat = self._separated([c[kept] for c in codes], kept)
+            n_separated += int(flat.sum())
+            drop[kept[flat]] = True
+            if not flat.any():
+                break
+        return drop, n_single, n_separated
+
+    def _separated(self, codes: list[Array], kept: Array) -> Array:
+        return np.zeros(len(kept), dtype=bool)
+
+    def effects_df(
+        self, clusters: Sequence[Array] | None, rule: str, exact: bool
+    ) -> int:
+        """Number of parameters the fixed effects count for; see `absorb`."""
+        codes = [g.codes for g in self.design.absorbed]
+        return degrees_of_freedom(codes, clusters, rule=rule, exact=exact)
+
+    def _absorber(self, weights: Array | None, tolerance: float) -> Absorber:
+        groups = self.design.absorbed
+        device = self.compute.device
+        return Absorber(
+            [g.codes for g in groups], [len(g) for g in groups], weights,
+            device=device, tolerance=tolerance,
+        )  # fmt: skip
+
+    def _prior(self) -> Array | None:
+        """Product of the weights given, None when there are none."""
+        given = [w for w in (self.design.weights, self.design.freq_weights) if w is not None]
+        return np.prod(given, axis=0) if given else None
+
+    def _columns(self) -> tuple[Array, Array]:
+        """Columns of the design less their means, one after another, and their norms."""
+        design = self._given
+        rows = self.compute.block_rows(design.X.k)
+        self.compute.require(
+            3 * design.n * (design.X.k + 1),
+            f"demeaned columns of {design.n:,} rows",
+            "raise the budget with set_default_device(memory=...).",
+        )
+        out = np.empty((design.n, design.X.k + 1), order="F")
+        space = design.X.scratch(rows, replace(self.compute, device="cpu"))
+        for start in range(0, design.n, rows):
+            stop = min(start + rows, design.n)
+            out[start:stop, 1:] = space.block(start, stop).columns().numpy()
+        w = self._prior()
+        X = out[:, 1:]
+        X -= X.mean(axis=0) if w is None else (w @ X) / w.sum()
+        return out, _norms(X, w)
+
+    def _independent(self, M: Array, norms: Array, w: Array | None) -> Array:
+        """Drop columns that the effects, or earlier columns, determine."""
+        X = M[:, 1:]
+        weighted = X if w is None else X * w[:, None]
+        gram = weighted.T @ X
+        left = np.sqrt(np.diag(gram))
+        names = self._given.X.names
+        constant = left <= _WITHIN * norms
+        kept = [int(j) for j in np.flatnonzero(~constant)]
+        aliased = [kept[i] for i in _aliased(gram[np.ix_(kept, kept)])]
+        if constant.any():
+            _warn_dropped(
+                [names[j] for j in np.flatnonzero(constant)], "determined by the fixed "
+                "effects, dropped.",
+            )  # fmt: skip
+        if aliased:
+            _warn_dropped(
+                [names[j] for j in aliased], "linear combinations of earlier columns "
+                "and the fixed effects, dropped.",
+            )  # fmt: skip
+        kept = [j for j in kept if j not in aliased]
+        if not kept:
+            raise DesignError(
+                "every column is determined by the fixed effects: nothing varies within "
+                "their levels."
+            )
+        if len(kept) == len(names):
+            return M
+        self._kept = [self._kept[j] for j in kept]
+        self._given = replace(self._given, X=self._given.X.select(kept))
+        return np.asfortranarray(M[:, [0, *(j + 1 for j in kept)]])
+
+    def _demeaned(self, M: Array, fitted_effects: Array) -> None:
+        """Make the design of demeaned columns, the effects as its offset."""
+        self.design.spec.kept[0] = list(self._kept)
+        self.design = replace(
+            self._given,
+            X=_matrix(M[:, 1:], self._given.X.names),
+            offset=fitted_effects,
+            has_constant=True,
+        )
+
+    def recovered(self, x: Tensor) -> dict[str, pd.Series]:
+        """Fixed effects at the coefficients of the fit."""
+        effects = _effect_sums(self._given, self.design, x)
+        weights = self._final_weights
+        if self.design.offset is not None and self._given.offset is not None:
+            effects = effects - self._given.offset
+        found = self._absorber(weights, _TOLERANCE).recover(effects)
+        return {
+            g.name: pd.Series(values, index=pd.Index(g.levels), name=g.name)
+            for g, values in zip(self.design.absorbed, found, strict=True)
+        }
+
+    def linear_of(
+        self, data: Any, x: Tensor, effects: dict[str, pd.Series], offset: Any,
+        exposure: Any,
+    ) -> tuple[Design, Tensor]:  # fmt: skip
+        """Linear predictor of new data."""
+        design = self.design.spec.rebuild(
+            data, offset=offset, exposure=exposure, absorb=True
+        )
+        eta = _times(design.X, x)
+        if design.offset is not None:
+            eta = eta + design.offset
+        for group in design.absorbed:
+            known = effects[group.name]
+            at = known.index.get_indexer(pd.Index(group.levels))
+            unseen = [level for level, i in zip(group.levels, at, strict=True) if i < 0]
+            if unseen:
+                shown = ", ".join(map(repr, unseen[:6])) + ", ..." * (len(unseen) > 6)
+                raise DesignError(
+                    f"{group.name} has {len(unseen)} levels without an estimated effect "
+                    f"({shown}): they were not in the rows of the fit. Leave those rows "
+                    "out, or make the effect random: (1 | g)."
+                )
+            eta = eta + known.to_numpy()[at][group.codes]
+        return design, torch.from_numpy(eta)
+
+
+class AbsorbedOLS(_AbsorbingModel, OLS):
+    """Least squares with absorbed fixed effects.
+
+    Parameters
+    ----------
+    formula : str or Formula
+        ``"y ~ x | firm + year"``; ``firm:year`` (or fixest's ``firm^year``) is one
+        effect for each combination.
+    data : frame or mapping
+    singletons : {"drop", "keep"}, default "drop"
+        Rows that are alone in a level say nothing about x and make cluster-robust
+        standard errors too small [1]_; counted in the summary.
+    **options
+        See `RegressionModel`.
+
+    References
+    ----------
+    .. [1] Correia (2015), Singletons, cluster-robust standard errors and fixed
+       effects: a bad mix.
+    """
+
+    title = "Least squares, absorbed effects"
+    results_class = AbsorbedOLSResults
+    dispersed = True
+
+    def __init__(
+        self,
+        formula: str | Formula,
+        data: Any,
+        *,
+        singletons: str = "drop",
+        **options: Any,
+    ) -> None:
+        super().__init__(formula, data, absorb=True, **options)
+        self._prepare(singletons)
+
+    def fit(
+        self,
+        cov_type: str = "nonrobust",
+        cov_kwds: Mapping[str, Any] | None = None,
+        *,
+        use_t: bool | None = None,
+    ) -> AbsorbedOLSResults:
+        """Demean, then solve the least-squares problem.
+
+        Parameters
+        ----------
+        cov_type : {"nonrobust", "HC0", "HC1", "cluster", "HAC"}
+        cov_kwds : mapping, optional
+            As in `inference.covariance`, and ``fixef_k``: "nested" (default; effects
+            nested in a cluster are not counted), "full" or "none"; ``fixef_exact``:
+            whether two factors' redundant levels are counted exactly (default), not
+            as one. Two-way clusters take the smaller G (``ssc="min"``). These are
+            fixest's defaults but for ``fixef_exact``.
+        use_t : bool, optional
+            By default Student's t for every kind, as fixest: n - K degrees of freedom,
+            or the smallest number of clusters less one.
+
+        Returns
+        -------
+        AbsorbedOLSResults
+        """
+        M, norms = self._columns()
+        y = np.array(self._given.y, dtype=np.float64)
+        given = y if self._given.offset is None else y - self._given.offset
+        w = self._prior()
+        mean = given.mean() if w is None else (w @ given) / w.sum()
+        M[:, 0] = given - mean
+        M = self._absorber(w, _TOLERANCE).demean(M)
+        within = float(_norms(M[:, :1], w)[0] ** 2)
+        if within <= (1e-10 * max(np.abs(y).max(), 1e-300)) ** 2 * len(y):
+            raise DesignError(
+                f"the response {self._given.y_name} is constant within the fixed "
+                "effects; there is nothing to explain."
+            )
+        M = self._independent(M, norms, w)
+        self._final_weights = w
+        # y less this offset is the demeaned response.
+        self._demeaned(M, y - M[:, 0])
+        return self._solved(within, cov_type, cov_kwds, use_t)
+
+    def _solved(
+        self,
+        within: float,
+        cov_type: str,
+        cov_kwds: Mapping[str, Any] | None,
+        use_t: bool | None,
+    ) -> AbsorbedOLSResults:
+        design = self.design
+        solution = least_squares(design, self.compute)
+        f = design.freq_weights
+        nobs = float(design.n if f is None else f.sum())
+        df_resid = nobs - design.X.k - self.effects_df(None, "full", True)
+        likelihood = PredictorLikelihood(self, design, self.compute)
+        facts = self._facts(likelihood, solution, nobs)
+        facts.update(
+            constant=1.0, within_tss=within, singletons=float(self.n_singletons),
+            separated=0.0,
+        )  # fmt: skip
+        if df_resid <= 0:
+            raise DesignError(
+                f"{design.X.k} coefficients and the fixed effects fit the {nobs:g} "
+                "observations exactly."
+            )
+        fit = Fit(
+            x=solution.params, bread=solution.inverse, information="expected",
+            scale=solution.ssr / df_resid if df_resid > 0 else nan, nobs=nobs,
+            df_resid=df_resid, facts=facts, message=solution.method,
+        )  # fmt: skip
+        use_t = True if use_t is None else use_t
+        return AbsorbedOLSResults(self, fit, likelihood, cov_type, cov_kwds, use_t)
+
+
+class AbsorbedGLM(_AbsorbingModel, GLM):
+    """Generalised linear model with absorbed fixed effects.
+
+    Fisher scoring, each step a least-squares problem demeaned in its own weights
+    [1]_ [2]_. With few rows a level, effects of a logit or probit model bias the
+    coefficients (incidental parameters); a Poisson model has no such bias with one
+    effect.
+
+    Parameters
+    ----------
+    formula, data, singletons
+        As in `AbsorbedOLS`. Levels whose outcomes are all zero (counts), or all zero
+        or all one (binary), have infinite effects; their rows are left out and counted.
+    family, link, scale, **options
+        See `GLM`.
+
+    References
+    ----------
+    .. [1] Stammann (2018), Fast and feasible estimation of generalized linear models
+       with high-dimensional k-way fixed effects, arXiv:1707.01815.
+    .. [2] Correia, Guimarães & Zylkin (2020), Fast Poisson estimation with
+       high-dimensional fixed effects, Stata Journal 20(1).
+    """
+
+    results_class: ClassVar[type] = AbsorbedGLMResults
+
+    def __init__(
+        self,
+        formula: str | Formula,
+        data: Any,
+        *,
+        singletons: str = "drop",
+        **options: Any,
+    ) -> None:
+        title = options.pop("title", None)
+        super().__init__(formula, data, absorb=True, **options)
+        self.title = f"{title or self.title}, absorbed effects"
+        self._prepare(singletons)
+
+    @property
+    def dispersed(self) -> bool:
+        """Whether the family has a dispersion that is estimated."""
+        return self.family.scale != "one"
+
+    def _separated(self, codes: list[Array], kept: Array) -> Array:
+        name = self.family.name
+        binary = name in ("binomial", "quasibinomial")
+        counts = name in ("poisson", "quasipoisson", "negativebinomial")
+        out = np.zeros(len(kept), dtype=bool)
+        if not (binary or counts) or not len(kept):
+            return out
+        y = np.asarray(self.design.y, dtype=np.float64)[kept]
+        for c in codes:
+            rows = np.bincount(c)
+            at_edge = np.bincount(c, y != 0) == 0
+            if binary:
+                at_edge |= np.bincount(c, y != 1) == 0
+            out |= (at_edge & (rows > 0))[c]
+        return out
+
+    def fit(
+        self,
+        cov_type: str = "nonrobust",
+        cov_kwds: Mapping[str, Any] | None = None,
+        *,
+        use_t: bool | None = None,
+        maxiter: int = 100,
+        tol: float = 1e-6,
+        information: str | None = None,
+    ) -> AbsorbedGLMResults:
+        """Estimate by Fisher scoring.
+
+        Parameters
+        ----------
+        cov_type, cov_kwds
+            As in `AbsorbedOLS.fit`. "nonrobust" of a family without a dispersion is
+            multiplied by (n - 1)/(n - K), as fixest does.
+        use_t : bool, optional
+            By default the normal for families without a dispersion, else Student's t.
+        maxiter : int, default 100
+        tol : float, default 1e-6
+            On the length of the last step of all parameters, in standard errors.
+        information : {"expected", "observed"}, optional
+            In whose weights columns are finally demeaned; the same with a canonical
+            link.
+
+        Returns
+        -------
+        AbsorbedGLMResults
+        """
+        which = self._which_information(information)
+        state = self._score(maxiter, tol)
+        M = state.M
+        if which == "observed" and not self._scoring_is_newton():
+            _, _, weight = self._point(state.eta, "observed")
+            self._final_weights = weight
+            if (weight <= 0).any():
+                raise ModelError(
+                    "the observed information is not positive in every row; use "
+                    "information='expected'."
+                )
+            M = self._absorber(weight, _TOLERANCE).demean(M)
+        self._demeaned(M, state.eta - M[:, 1:] @ state.beta)
+        self._warn_of(state)
+        return self._labelled(state, which, cov_type, cov_kwds, use_t)
+
+    def _labelled(
+        self,
+        state: _State,
+        information: str,
+        cov_type: str,
+        cov_kwds: Mapping[str, Any] | None,
+        use_t: bool | None,
+    ) -> AbsorbedGLMResults:
+        design = self.design
+        likelihood = PredictorLikelihood(self, design, self.compute)
+        x = torch.from_numpy(state.beta)
+        found = likelihood.derivatives(x, information)
+        f = design.freq_weights
+        nobs = float(design.n if f is None else f.sum())
+        df_resid = nobs - design.X.k - self.effects_df(None, "full", True)
+        scale = self.scale(likelihood, x, df_resid)
+        facts = self.facts(likelihood, x, scale, found.value)
+        facts.update(
+            singletons=float(self.n_singletons), separated=float(self.n_separated)
+        )
+        fit = Fit(
+            x=x, bread=solve_information(found.information), information=information,
+            scale=scale, nobs=nobs, df_resid=df_resid, facts=facts,
+            converged=state.converged, iterations=state.iterations,
+            gradient_norm=float(found.gradient.abs().max()), message=state.message,
+        )  # fmt: skip
+        use_t = self.dispersed if use_t is None else use_t
+        return AbsorbedGLMResults(self, fit, likelihood, cov_type, cov_kwds, use_t)
+
+    def _point(
+        self, eta: Array, information: str = "expected"
+    ) -> tuple[float, Array, Array]:
+        """Value, working residual and weight of every row at linear predictors."""
+        batch, prior = self._full_batch, self._prior()
+        point = self.point(batch, (torch.from_numpy(eta),), 2, information)
+        u, weight = point.first[0].numpy(), point.second[0, 0].numpy()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            residual = np.where(weight != 0, u / weight, 0.0)
+        if prior is None:
+            return float(point.value.sum()), residual, weight
+        return float(prior @ point.value.numpy()), residual, prior * weight
+
+    @cached_property
+    def _full_batch(self) -> Any:
+        """Responses and sizes of all rows; the columns are not asked for."""
+        from types import SimpleNamespace
+
+        y = torch.from_numpy(np.array(self._given.y, dtype=np.float64))
+        size = self._given.size
+        return SimpleNamespace(y=y, size=None if size is None else torch.tensor(size))
+
+    def _first_eta(self) -> Array:
+        batch, family = self._full_batch, self.family
+        size = () if batch.size is None else (batch.size,)
+        return family.link(family.start_mu(batch.y, *size)).numpy().copy()
+
+    def _score(self, maxiter: int, tol: float) -> _State:
+        """Fisher scoring: weighted least squares of the working response, demeaned."""
+        M, norms = self._columns()
+        offset = 0.0 if self._given.offset is None else self._given.offset
+        eta = self._first_eta()
+        value, residual, w = self._point(eta)
+        decrement, message, converged, checked = np.inf, "", False, False
+        for iteration in range(1, maxiter + 1):
+            M[:, 0] = eta - offset + residual
+            rough = decrement > 1.0
+            # A column that was demeaned in other weights differs from the one given
+            # by effects only, and is shorter: its residual is more accurate.
+            demeaned = self._absorber(w, _ROUGH if rough else _TOLERANCE).demean(M)
+            M = np.asfortranarray(demeaned)
+            if not checked:
+                M, checked = self._independent(M, norms, w), True
+            beta = _weighted_solution(M, w)
+            error = M[:, 0] - M[:, 1:] @ beta
+            step = residual - error
+            decrement = float(np.sqrt(w @ step**2))
+            self._final_weights = w
+            if decrement < tol and not rough:
+                eta, converged, message = eta + step, True, "converged"
+                break
+            # The first predictors are near the data and not in the model's span.
+            found = self._search(eta, value if iteration > 1 else -np.inf, step)
+            if found is None:
+                converged = decrement < 1e-3
+                message = "converged to rounding" if converged else "no step helps"
+                break
+            eta, (value, residual, w) = found
+        else:
+            message = f"not converged in {maxiter} iterations"
+        return _State(M, beta, eta, converged, iteration, decrement, message)
+
+    def _search(
+        self, eta: Array, value: float, step: Array
+    ) -> tuple[Array, tuple[float, Array, Array]] | None:
+        """Halve the step until the value does not fall."""
+        length = 1.0
+        least = value - 1e-12 * (1.0 + abs(value)) if np.isfinite(value) else value
+        for _ in range(30):
+            trial = eta + length * step
+            after = self._point(trial)
+            finite = np.isfinite(after[0]) and np.isfinite(after[2]).all()
+            if finite and (after[2] >= 0).all() and after[0] >= least:
+                return trial, after
+            length /= 2
+        return None
+
+    def _warn_of(self, state: _State) -> None:
+        if state.converged:
+            return
+        mu = self.mean(torch.from_numpy(state.eta))
+        edge = float(mu.min()) < 1e-7 * float(mu.mean())
+        if self.family.name in ("binomial", "quasibinomial"):
+            edge = edge or float(mu.max()) > 1 - 1e-7
+        if self.family.scale == "one" and edge:
+            warnings.warn(
+                "fitted means run to the edge of their range: outcomes are predicted "
+                "perfectly by x and the fixed effects together, and some estimates are "
+                "infinite. Leave terms out or merge levels.",
+                SeparationWarning,
+                stacklevel=3,
+            )
+            return
+        warnings.warn(
+            f"{self.title} did not converge: {state.message} (last step "
+            f"{state.decrement:.2g} standard errors). Rescale the variables or raise "
+            "maxiter=.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+    def null_figures(self, likelihood: PredictorLikelihood) -> tuple[float, float]:
+        """Log-likelihood and deviance of a constant alone, without fixed effects."""
+        design = replace(likelihood.design, offset=self._given.offset)
+        return super().null_figures(PredictorLikelihood(self, design, self.compute))
+
+
+@dataclass(frozen=True)
+class _State:
+    """Where scoring stopped.
+
+    Attributes
+    ----------
+    M : ndarray, shape (n, 1 + k)
+        Demeaned working response and columns.
+    beta : ndarray, shape (k,)
+    eta : ndarray, shape (n,)
+    converged : bool
+    iterations : int
+    decrement : float
+    message : str
+    """
+
+    M: Array
+    beta: Array
+    eta: Array
+    converged: bool
+    iterations: int
+    decrement: float
+    message: str
+
+
+# -- functions that never touch a model -----------------------------------------------
+
+
+def _check_effect(group: Grouping) -> None:
+    if len(group) < 2:
+        raise DesignError(
+            f"the fixed effect {group.name} has one level in the rows used: it is the "
+            "intercept; leave it out."
+        )
+
+
+def _singletons(codes: list[Array], freq: Array | None, kept: Array) -> Array:
+    """Rows alone in a level; a row that stands for several is not alone."""
+    if freq is None or not len(kept):
+        return singletons(codes)
+    more = freq[kept] > 1
+    return singletons([np.concatenate([c, c[more]]) for c in codes])[: len(kept)]
+
+
+def _rows(design: Design, kept: Array | None, columns: list[int]) -> Design:
+    """Some rows of a design, levels that are left, and some of its columns."""
+    X = design.X.select(columns)
+    if kept is None:
+        return replace(design, X=X)
+
+    def part(values: Array | None) -> Array | None:
+        return None if values is None else values[kept]
+
+    return replace(
+        design, n=len(kept), y=design.y[kept], X=_row_matrix(X, kept),
+        absorbed=tuple(_present(g, kept) for g in design.absorbed),
+        offset=part(design.offset), weights=part(design.weights),
+        freq_weights=part(design.freq_weights), size=part(design.size),
+        index=design.index[kept],
+        rows=kept if design.rows is None else design.rows[kept],
+    )  # fmt: skip
+
+
+def _row_matrix(X: ModelMatrix, kept: Array) -> ModelMatrix:
+    """Return the matrix of some rows, as views of the caller's data."""
+    composed: dict[int, Array] = {}
+
+    def source(s: Source) -> Source:
+        if s.rows is None:
+            return Source(s.array, kept)
+        rows = composed.setdefault(id(s.rows), s.rows[kept])
+        return Source(s.array, rows)
+
+    dense = tuple(
+        replace(
+            c,
+            numerics=tuple(map(source, c.numerics)),
+            codes=None if c.codes is None else source(c.codes),
+        )
+        for c in X.dense
+    )
+    coded = tuple(
+        replace(c, codes=source(c.codes), numerics=tuple(map(source, c.numerics)))
+        for c in X.coded
+    )
+    return ModelMatrix(len(kept), X.names, dense, X.dense_at, coded, X.coded_at)
+
+
+def _present(group: Grouping, kept: Array) -> Grouping:
+    """The grouping of some rows, without the levels that lost theirs."""
+    codes = group.codes[kept]
+    present = np.bincount(codes, minlength=len(group)) > 0
+    if present.all():
+        return Grouping(group.name, codes, group.levels)
+    new = np.cumsum(present, dtype=np.int32) - 1
+    levels = tuple(group.levels[i] for i in np.flatnonzero(present))
+    return Grouping(group.name, new[codes].astype(np.int32), levels)
+
+
+def _matrix(columns: Array, names: tuple[str, ...]) -> ModelMatrix:
+    """Wrap plain columns as a model matrix."""
+    dense = tuple(Column((Source(columns[:, j]),)) for j in range(columns.shape[1]))
+    return ModelMatrix(len(columns), names, dense, list(range(len(names))))
+
+
+def _norms(X: Array, w: Array | None) -> Array:
+    """Weighted norms of columns, without an array of their size."""
+    return np.array([
+        np.sqrt(c @ c if w is None else (w * c) @ c) for c in X.T
+    ])  # fmt: skip
+
+
+def _aliased(gram: Array) -> list[int]:
+    """Columns that earlier ones determine, by Cholesky of the scaled Gram matrix."""
+    d = np.sqrt(np.diag(gram))
+    A = gram / np.outer(d, d) if len(d) else gram
+    found = []
+    for j in range(len(A)):
+        if A[j, j] <= _PIVOT * 10:
+            found.append(j)
+            continue
+        A = A - np.outer(A[:, j], A[j]) / A[j, j]
+    return found
+
+
+def _warn_dropped(names: list[str], why: str) -> None:
+    warnings.warn(f"{', '.join(names)}: {why}", RankWarning, stacklevel=5)
+
+
+def _weighted_solution(M: Array, w: Array) -> Array:
+    """Regress the first column on the others."""
+    X = M[:, 1:]
+    weighted = X * w[:, None]
+    gram = torch.from_numpy(weighted.T @ X)
+    beta = solve_information(gram).numpy() @ (weighted.T @ M[:, 0])
+    correction = weighted.T @ (M[:, 0] - X @ beta)
+    return beta + solve_information(gram).numpy() @ correction
+
+
+def _times(X: ModelMatrix, beta: Tensor) -> Array:
+    """X beta, in blocks."""
+    from ..compute import Compute
+
+    cpu = Compute("cpu", threads=1)
+    raw, rows = X.to_raw(beta), cpu.block_rows(max(len(X.dense), 1))
+    out, space = np.empty(X.n), X.scratch(rows, cpu)
+    for start in range(0, X.n, rows):
+        stop = min(start + rows, X.n)
+        out[start:stop] = space.block(start, stop).eta(raw).numpy()
+    return out
+
+
+def _effect_sums(given: Design, demeaned: Design, x: Tensor) -> Array:
+    """Linear predictor less what the columns as given contribute."""
+    eta = _times(demeaned.X, x) + demeaned.offset
+    return eta - _times(given.X, x)
+
+
+def absorbed_ols(formula: str | Formula, data: Any, **options: Any) -> AbsorbedOLS:
+    """Least squares with absorbed fixed effects, ``"y ~ x | firm + year"``.
+
+    Parameters
+    ----------
+    formula, data, **options
+        See `AbsorbedOLS`.
+
+    Returns
+    -------
+    AbsorbedOLS
+        Call ``.fit(cov_type="cluster", cov_kwds={"groups": "firm"})`` on it.
+    """
+    return AbsorbedOLS(formula, data, **options)
+
+
+def absorbed_glm(
+    formula: str | Formula,
+    data: Any,
+    *,
+    family: Any = "gaussian",
+    link: Any = None,
+    **options: Any,
+) -> AbsorbedGLM:
+    """Generalised linear model with absorbed fixed effects, ``"y ~ x | firm"``.
+
+    Parameters
+    ----------
+    formula, data, family, link, **options
+        See `AbsorbedGLM`.
+
+    Returns
+    -------
+    AbsorbedGLM
+    """
+    return AbsorbedGLM(formula, data, family=get_family(family, link=link), **options)
