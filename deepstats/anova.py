@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,8 +65,11 @@ def restricted_fit(
     _refuse_positive(results, touched)
     part = R[:, touched]
     base = np.linalg.lstsq(part, q, rcond=None)[0]
-    if not np.allclose(part @ base, q, rtol=1e-8, atol=1e-10 * (1 + np.abs(q).max())):
-        raise ValueError("the hypotheses contradict each other: no parameters meet all.")
+    size = 1 + np.abs(q).max()
+    if not np.allclose(part @ base, q, rtol=1e-8, atol=1e-10 * size):
+        raise ValueError(
+            "the hypotheses contradict each other: nothing meets them all."
+        )
     null = linalg.null_space(part)
     p, rank = R.shape[1], part.shape[1] - null.shape[1]
     others = np.setdiff1d(np.arange(p), [*touched, *fit.at_bound])
@@ -79,7 +83,8 @@ def restricted_fit(
 
     def objective(phi: Tensor) -> Derivatives:
         found = likelihood.derivatives(held + N @ phi, which)
-        return Derivatives(found.value, N.T @ found.gradient, N.T @ found.information @ N)
+        information = N.T @ found.information @ N
+        return Derivatives(found.value, N.T @ found.gradient, information)
 
     start = N.T @ (fit.x - held)
     if N.shape[1] == 0:
@@ -102,9 +107,9 @@ def _refuse_positive(results: Results, touched: np.ndarray) -> None:
     bad = [results.names[j] for j in touched if positive[j]]
     if bad:
         raise ModelError(
-            f"{', '.join(bad)} is estimated as its logarithm, and a restriction of it is "
-            "not linear there (at zero it is at the edge of its range); fit the simpler "
-            "model and use compare_lr_test, or use wald_test."
+            f"{', '.join(bad)} is estimated as its logarithm, and a restriction of it "
+            "is not linear there (at zero it is at the edge of its range); fit the "
+            "simpler model and use compare_lr_test, or use wald_test."
         )
 
 
@@ -184,7 +189,8 @@ def score_test(
     Rao, C. R. (1948). Large sample tests of statistical hypotheses concerning several
     parameters. Proceedings of the Cambridge Philosophical Society 44, 50-57.
     """
-    which = results.model._which_information(information or results.fit_info.information)
+    information = information or results.fit_info.information
+    which = results.model._which_information(information)
     R, q, _ = linear_hypotheses(hypotheses, results.names)
     x, value, rank = restricted_fit(results, R, q)
     found = results.likelihood.derivatives(x, which)
@@ -242,7 +248,9 @@ def anova(*fits: Results, typ: int = 1, test: str | None = None) -> pd.DataFrame
         raise ValueError(f"test must be 'F', 'LR', 'Wald' or 'Rao', not {test!r}.")
     if len(fits) > 1:
         if typ != 1:
-            raise ValueError("typ is for the table of one fit; give one fit, or no typ.")
+            raise ValueError(
+                "typ is for the table of one fit; leave it out for several."
+            )
         return _nested(fits, test)
     return _terms(fits[0], typ, test)
 
@@ -254,7 +262,7 @@ def _default_test(results: Results) -> str:
 
 
 def _kind(results: Results) -> str:
-    """What measures the misfit of a model: ssr, deviance or llf."""
+    """Name what measures the misfit of a model: ssr, deviance or llf."""
     facts = results.fit_info.facts
     return next(k for k in ("ssr", "deviance", "llf") if k in facts)
 
@@ -274,7 +282,10 @@ def _terms(results: Results, typ: int, test: str | None) -> pd.DataFrame:
         _check_contrasts(results)
     columns = results._term_columns()
     if typ == 3 and "Intercept" in results.model.design.X.names:
-        columns = {"Intercept": [results.model.design.X.names.index("Intercept")], **columns}  # noqa: E501
+        columns = {
+            "Intercept": [results.model.design.X.names.index("Intercept")],
+            **columns,
+        }  # noqa: E501
     after = {t: _after(t, columns, typ) for t in columns}
     if _kind(results) == "ssr" or test == "Wald":
         return _by_hypotheses(results, columns, after, typ, test)
@@ -324,10 +335,15 @@ def _by_hypotheses(
     typ: int,
     test: str,
 ) -> pd.DataFrame:
-    """Sums of squares of linear hypotheses, and their F or Wald tests."""
+    """Tabulate sums of squares of linear hypotheses, and their F or Wald tests.
+
+    With a robust covariance "given that later terms are left out" is read in its metric
+    too, as in statsmodels and R's car.
+    """
     from scipy import stats
 
-    beta, bread = results.params.to_numpy(), results.fit_info.bread.numpy()
+    beta = results.params.to_numpy()
+    bread = results._cov if test == "Wald" else results.fit_info.bread.numpy()
     squares = _kind(results) == "ssr"
     use_f = squares or results.use_t
     rows: dict[str, dict[str, float]] = {}
@@ -355,7 +371,8 @@ def _by_hypotheses(
     if squares and test != "Wald":
         ssr = results.ssr  # type: ignore[attr-defined]
         rest |= {"sum_sq": ssr, "mean_sq": ssr / results.df_resid}
-    return _ordered(pd.DataFrame.from_dict({**rows, "Residual": rest}, orient="index"), typ)
+    frame = pd.DataFrame.from_dict({**rows, "Residual": rest}, orient="index")
+    return _ordered(frame, typ)
 
 
 def _explained(bread: np.ndarray, beta: np.ndarray, columns: list[int]) -> float:
@@ -421,8 +438,8 @@ def _fall(results: Results, fall: float, df: float, test: str) -> dict[str, floa
     if test == "F":
         if not _dispersed(results):
             raise ValueError(
-                f"{results.model.family.name} has no dispersion to estimate, so there is "
-                "no F test; use test='LR'."
+                f"{results.model.family.name} has no dispersion to estimate, so there "
+                "is no F test; use test='LR'."
             )
         out["F"] = fall / df / results.scale
         out["PR(>F)"] = float(stats.f.sf(out["F"], df, results.df_resid))
@@ -443,7 +460,8 @@ def _check_contrasts(results: Results) -> None:
             stored = spec.states.get(expression, {})
             if stored.get("kind") != "categorical":
                 continue
-            found = evaluate(expression, spec.table, dict(stored["state"]), spec.context)
+            state = dict(stored["state"])
+            found = evaluate(expression, spec.table, state, spec.context)
             if isinstance(found, Categorical):
                 coding = found.contrast.matrix(found.levels, True)
                 if not np.allclose(coding.sum(0), 0, atol=1e-8):
@@ -491,19 +509,20 @@ def _check_nested(fits: tuple[Results, ...]) -> None:
     for other in fits[1:]:
         if type(other.model) is not type(first.model) and _kind(other) != _kind(first):
             raise ValueError(
-                f"{first.model_name} and {other.model_name} are not nested; anova compares "
-                "fits of one kind of model."
+                f"{first.model_name} and {other.model_name} are not nested; anova "
+                "compares fits of one kind of model."
             )
         if other.nobs != first.nobs or other.response_name != first.response_name:
             raise ValueError(
-                f"the fits use {first.nobs:g} observations of {first.response_name} and "
-                f"{other.nobs:g} of {other.response_name}; nested fits use the same rows."
+                f"the fits use {first.nobs:g} observations of {first.response_name} "
+                f"and {other.nobs:g} of {other.response_name}; nested fits use the same "
+                "rows."
             )
-    for one, other in zip(fits[:-1], fits[1:], strict=True):
+    for one, other in pairwise(fits):
         if one.df_resid == other.df_resid:
             raise ValueError(
-                f"{one.formula_text!r} and {other.formula_text!r} have the same number of "
-                "parameters: neither is nested in the other."
+                f"{one.formula_text!r} and {other.formula_text!r} have the same number "
+                "of parameters: neither is nested in the other."
             )
 
 
@@ -525,8 +544,8 @@ def _nested_test(
     if test == "F":
         if kind != "ssr" and not _dispersed(largest):
             raise ValueError(
-                f"{largest.model.family.name} has no dispersion to estimate, so there is "
-                "no F test; use test='LR'."
+                f"{largest.model.family.name} has no dispersion to estimate, so there "
+                "is no F test; use test='LR'."
             )
         value = fall / df / largest.scale
         return {"F": value, "Pr(>F)": float(stats.f.sf(value, df, largest.df_resid))}
@@ -545,8 +564,8 @@ def _extra(small: Results, big: Results) -> list[int]:
     if missing:
         raise ModelError(
             f"{missing[0]} of {small.formula_text!r} is not a parameter of "
-            f"{big.formula_text!r}: this test needs the smaller fit's columns among the "
-            "larger's; use test='LR'."
+            f"{big.formula_text!r}: this test needs the smaller fit's columns among "
+            "the larger's; use test='LR'."
         )
     return [j for j, n in enumerate(big.names) if n not in small.names]
 

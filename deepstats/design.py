@@ -471,10 +471,10 @@ class _Builder:
 
     def _constant(self, terms: Sequence[Term]) -> bool:
         """Whether a column of ones is in the span of the terms, by their coding."""
-        codings = codings(terms, {e: self._factor(e) for t in terms for e in t.factors})
+        factors = {e: self._factor(e) for t in terms for e in t.factors}
         return any(
-            all(full and isinstance(self.factors[e], Categorical) for e, full in coding)
-            for coding in codings
+            all(full and isinstance(factors[e], Categorical) for e, full in coding)
+            for coding in codings(terms, factors)
         )
 
     # -- rows ------------------------------------------------------------------

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 __all__ = ["MarginalEffects", "margeff", "marginal_effects"]
 
 _AT = ("overall", "mean", "median", "zero")
-_METHODS = {"dydx": "dy/dx", "eyex": "d(lny)/d(lnx)", "dyex": "dy/d(lnx)", "eydx": "d(lny)/dx"}  # noqa: E501
+_METHODS = {
+    "dydx": "dy/dx",
+    "eyex": "d(lny)/d(lnx)",
+    "dyex": "dy/d(lnx)",
+    "eydx": "d(lny)/dx",
+}  # noqa: E501
 # Two-point differences err by h^2 and by rounding / h: least at the cube root of the
 # rounding error.
 _STEP = float(np.finfo(np.float64).eps ** (1 / 3))
@@ -48,7 +53,8 @@ def _blocks(designs: Sequence[Design], compute: Compute) -> Iterator[tuple[Batch
     for start in range(0, designs[0].n, rows):
         stop = min(start + rows, designs[0].n)
         yield tuple(
-            d.batch(start, stop, s, compute) for d, s in zip(designs, scratches, strict=True)
+            d.batch(start, stop, s, compute)
+            for d, s in zip(designs, scratches, strict=True)
         )
 
 
@@ -86,7 +92,8 @@ def _average(
         with torch.enable_grad():
             sums = total(betas, batches, weight)
             rows = [
-                torch.autograd.grad(s, flat, retain_graph=True)[0] for s in sums.unbind()
+                torch.autograd.grad(s, flat, retain_graph=True)[0]
+                for s in sums.unbind()
             ]
         value = value + sums.detach().double()
         jacobian = jacobian + torch.stack(rows).double()
@@ -268,7 +275,9 @@ def margeff(
     if outcomes is not None:
         labels = pd.MultiIndex.from_product([outcomes, names])
     effects = pd.Series(value.numpy(), labels, name=_METHODS[method])
-    return MarginalEffects(effects, (jacobian @ V @ jacobian.T).numpy(), results, at, method)
+    return MarginalEffects(
+        effects, (jacobian @ V @ jacobian.T).numpy(), results, at, method
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -380,7 +389,9 @@ def _one_row(results: Results, at: str) -> _Rows:
         rows.append(torch.tensor([values], dtype=torch.float64, device=device))
     offset = None
     if design.offset is not None and at != "zero":
-        offset = torch.tensor([centre(design.offset)], dtype=torch.float64, device=device)
+        offset = torch.tensor(
+            [centre(design.offset)], dtype=torch.float64, device=device
+        )
     return _Rows(tuple(rows), offset)
 
 
@@ -448,7 +459,13 @@ def marginal_effects(
     """
     rows = _Data.of(results, newdata)
     known = list(rows.uses)
-    chosen = known if variables is None else [variables] if isinstance(variables, str) else list(variables)  # noqa: E501
+    chosen = (
+        known
+        if variables is None
+        else [variables]
+        if isinstance(variables, str)
+        else list(variables)
+    )  # noqa: E501
     if unknown := [v for v in chosen if v not in known]:
         raise ValueError(f"{unknown[0]!r} is not a variable of the formula: {known}.")
     outcomes, V = _outcomes(results), results.covariance.matrix
@@ -468,7 +485,9 @@ def marginal_effects(
     return _with_tests(pd.concat(parts, ignore_index=True), results, conf_level)
 
 
-def _with_tests(frame: pd.DataFrame, results: Results, conf_level: float) -> pd.DataFrame:
+def _with_tests(
+    frame: pd.DataFrame, results: Results, conf_level: float
+) -> pd.DataFrame:
     statistic = frame["effect"] / frame["std_error"]
     half = results._quantile(1 - conf_level) * frame["std_error"]
     return frame.assign(
@@ -513,7 +532,9 @@ class _Data:
                     uses.setdefault(variable, []).append(expression)
         offsets = [e for r in rhs for e in r.offsets]
         offsets += [e for e in (spec.offset, spec.exposure) if e is not None]
-        needed = dict.fromkeys([*uses, *(v for e in offsets for v in expression_variables(e))])  # noqa: E501
+        needed = dict.fromkeys(
+            [*uses, *(v for e in offsets for v in expression_variables(e))]
+        )  # noqa: E501
         columns = {}
         for name in needed:
             if name not in table.columns:
@@ -522,10 +543,15 @@ class _Data:
                 raise DesignError(f"there is no column {name!r} in the data given.")
             columns[name] = pd.Series(table.full(name)).reset_index(drop=True)
         if newdata is None and fitted.rows is not None:
-            columns = {k: v.iloc[fitted.rows].reset_index(drop=True) for k, v in columns.items()}  # noqa: E501
+            columns = {
+                k: v.iloc[fitted.rows].reset_index(drop=True)
+                for k, v in columns.items()
+            }  # noqa: E501
         elif newdata is not None:
             complete = ~pd.DataFrame(columns).isna().any(axis=1).to_numpy()
-            columns = {k: v[complete].reset_index(drop=True) for k, v in columns.items()}
+            columns = {
+                k: v[complete].reset_index(drop=True) for k, v in columns.items()
+            }
         if not columns:
             return cls(results, {}, fitted, None, {})
         base = spec.rebuild(columns)
@@ -555,7 +581,9 @@ class _Data:
 
     def _is_categorical(self, name: str) -> bool:
         states = self.results.model.design.spec.states
-        kinds = {states.get(e, {}).get("kind") == "categorical" for e in self.uses[name]}
+        kinds = {
+            states.get(e, {}).get("kind") == "categorical" for e in self.uses[name]
+        }
         column = self.columns[name]
         number = pd.api.types.is_numeric_dtype(column.dtype)
         if not number or pd.api.types.is_bool_dtype(column.dtype):
@@ -579,9 +607,12 @@ class _Data:
                 continue
             high = self.moved(name, _constant(column, level))
 
-            def total(betas: Betas, batches: tuple[Batch, ...], weight: Tensor) -> Tensor:
+            def total(
+                betas: Betas, batches: tuple[Batch, ...], weight: Tensor
+            ) -> Tensor:
                 one, other = (
-                    _mean(self.results, _etas(self.results, betas, b)) for b in batches[1:]
+                    _mean(self.results, _etas(self.results, betas, b))
+                    for b in batches[1:]
                 )
                 return weight @ (one - other)
 
@@ -593,13 +624,19 @@ class _Data:
         spec, expression = self.results.model.design.spec, self.uses[name][0]
         stored = spec.states.get(expression, {})
         lookup = self.columns.__getitem__
-        value = evaluate(expression, lookup, deepcopy(stored.get("state", {})), spec.context)
-        if isinstance(value, Categorical) and expression_variables(expression) == (name,):
+        value = evaluate(
+            expression, lookup, deepcopy(stored.get("state", {})), spec.context
+        )
+        if isinstance(value, Categorical) and expression_variables(expression) == (
+            name,
+        ):
             seen = set(pd.unique(self.columns[name]).tolist())
             levels = list(value.levels)
             if seen <= set(levels):
                 base = dict(value.contrast.options).get("base", levels[0])
-                if value.contrast.kind == "SAS" and "base" not in dict(value.contrast.options):  # noqa: E501
+                if value.contrast.kind == "SAS" and "base" not in dict(
+                    value.contrast.options
+                ):  # noqa: E501
                     base = levels[-1]
                 return levels, base if base in levels else levels[0]
         levels = sorted(pd.unique(self.columns[name]).tolist())
@@ -647,7 +684,11 @@ class _Data:
         shift = np.where(x - h < low, h, 0.0) - np.where(x + h > high, h, 0.0)
         points = [x + shift - h, x + shift, x + shift + h]
         side = np.sign(shift)
-        weights = [(-1 - 2 * side) / (2 * h), 4 * side / (2 * h), (1 - 2 * side) / (2 * h)]
+        weights = [
+            (-1 - 2 * side) / (2 * h),
+            4 * side / (2 * h),
+            (1 - 2 * side) / (2 * h),
+        ]
         designs = [self.moved(name, pd.Series(p)) for p in points]
         return designs, weights
 

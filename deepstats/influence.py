@@ -1,4 +1,4 @@
-"""Which rows decide a fit: leverage, studentised residuals, Cook's distance, dfbetas."""
+"""Which rows decide a fit: leverage, studentised residuals, Cook's distance."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Influence:
         family = getattr(results.model, "family", None)
         if not isinstance(family, ExponentialFamily) or len(results.model.layout) != 1:
             raise ModelError(
-                f"{results.model_name} has no leverages: influence is for least squares "
-                "and generalised linear models."
+                f"{results.model_name} has no leverages: influence is for least "
+                "squares and generalised linear models."
             )
         self.results, self._likelihood = results, results.likelihood
         self._linear = "ssr" in results.fit_info.facts
@@ -77,7 +77,8 @@ class Influence:
         fit = self.results.fit_info
         if fit.information == "expected":
             return fit.bread
-        return solve_information(self._likelihood.derivatives(fit.x, "expected").information)
+        found = self._likelihood.derivatives(fit.x, "expected")
+        return solve_information(found.information)
 
     @cached_property
     def hat_matrix_diag(self) -> np.ndarray:
@@ -151,7 +152,7 @@ class Influence:
 
     @cached_property
     def dfbeta(self) -> np.ndarray:
-        """Estimates less those without the row: ``(X'WX)^-1 x_i w_i r_i / (1 - h_i)``."""
+        """Estimates less those without the row: ``(X'WX)^-1 x w r / (1 - h)``."""
         likelihood, x = self._likelihood, self.results.fit_info.x
         likelihood.compute.require(
             2 * likelihood.design.n * self._p,

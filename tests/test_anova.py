@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -87,7 +89,7 @@ def test_sequential_sums_of_squares_are_those_of_refits(unbalanced):
     falls = -np.diff([f.ssr for f in fits])
     np.testing.assert_allclose(table["sum_sq"][:3], falls, rtol=1e-9)
     lr = anova(fits[-1], test="LR")
-    expected = [2 * (b.llf - a.llf) for a, b in zip(fits[:-1], fits[1:], strict=True)]
+    expected = [2 * (b.llf - a.llf) for a, b in pairwise(fits)]
     np.testing.assert_allclose(lr["chi2"][:3], expected, rtol=1e-8)
 
 
@@ -131,16 +133,22 @@ def test_deviance_tables_are_those_of_refits(unbalanced, typ):
     after = GLM(f"breaks ~ {with_}", unbalanced, family="poisson").fit()
     fall = before_fit.fit().deviance - after.deviance
     assert table.loc[wool, "chi2"] == pytest.approx(fall, rel=1e-8)
-    assert table.loc[wool, "PR(>chi2)"] == pytest.approx(stats.chi2.sf(fall, 1), rel=1e-6)
+    assert table.loc[wool, "PR(>chi2)"] == pytest.approx(
+        stats.chi2.sf(fall, 1), rel=1e-6
+    )
     if typ == 1:
         assert table["resid_deviance"].iloc[-1] == full.deviance
         assert table.loc[wool, "df_resid"] == after.df_resid
-        assert table.loc[wool, "resid_deviance"] == pytest.approx(after.deviance, rel=1e-10)
+        assert table.loc[wool, "resid_deviance"] == pytest.approx(
+            after.deviance, rel=1e-10
+        )
 
 
 def test_dispersed_families_get_an_f_test(unbalanced):
     formulas = ["breaks ~ x", "breaks ~ x + wool"]
-    small, big = (GLM(f, unbalanced, family="gamma", link="log").fit() for f in formulas)
+    small, big = (
+        GLM(f, unbalanced, family="gamma", link="log").fit() for f in formulas
+    )
     pair = anova(small, big).iloc[1]
     fall = small.deviance - big.deviance
     assert pair["F"] == pytest.approx(fall / big.scale, rel=1e-12)
@@ -154,7 +162,9 @@ def test_robust_covariances_bring_wald_tests(unbalanced):
     fit = GLM("breaks ~ x + tension", unbalanced, family="poisson").fit("HC1")
     small = GLM("breaks ~ x", unbalanced, family="poisson").fit()
     expected = fit.wald_test("tension[T.L] = 0, tension[T.M] = 0").statistic
-    assert anova(fit, typ=2).loc["tension", "chi2"] == pytest.approx(expected, rel=1e-10)
+    assert anova(fit, typ=2).loc["tension", "chi2"] == pytest.approx(
+        expected, rel=1e-10
+    )
     assert anova(small, fit).iloc[1]["chi2"] == pytest.approx(expected, rel=1e-10)
 
 
@@ -169,7 +179,9 @@ def test_three_tests_match_the_reference(affairs, reference, link, wald, lr, sco
     if wald is not None:
         assert (expected["wald_chi2"], expected["lr_chi2"]) == (wald, lr)
         assert expected["score_chi2_oim"] == score
-    fit = GLM(AFFAIRS, affairs, family="binomial", link=link).fit(information="observed")
+    fit = GLM(AFFAIRS, affairs, family="binomial", link=link).fit(
+        information="observed"
+    )
     text = "rate_marriage = 0, age = 0"
     found = fit.wald_test(text), fit.lr_test(text), fit.score_test(text)
     values = [t.statistic for t in found]
@@ -179,14 +191,17 @@ def test_three_tests_match_the_reference(affairs, reference, link, wald, lr, sco
     small = GLM(AFFAIRS.replace("rate_marriage + age + ", ""), affairs, family="binomial",
                 link=link).fit(information="observed")  # fmt: skip
     assert small.llf < fit.llf
-    np.testing.assert_allclose(anova(small, fit, test="Rao").iloc[1]["chi2"], values[2], rtol=1e-7)
+    np.testing.assert_allclose(
+        anova(small, fit, test="Rao").iloc[1]["chi2"], values[2], rtol=1e-7
+    )
     np.testing.assert_allclose(anova(small, fit).iloc[1]["chi2"], values[1], rtol=1e-8)
 
 
 def test_expected_and_observed_score_tests_differ(affairs):
     fit = GLM(AFFAIRS, affairs, family="binomial", link="probit").fit()
     one, other = (
-        fit.score_test("age = 0", information=w).statistic for w in ("expected", "observed")
+        fit.score_test("age = 0", information=w).statistic
+        for w in ("expected", "observed")
     )
     assert one != pytest.approx(other, rel=1e-6)
     assert one == pytest.approx(other, rel=0.05)
@@ -197,7 +212,9 @@ def test_general_restrictions_are_met(affairs):
     R = np.zeros((2, 7))
     R[0, [1, 2]], R[1, 3] = (1, -2), 1
     q = np.array([0.1, 0.05])
-    x, value, rank = restricted_fit(fit, np.vstack([R, R[0] + R[1]]), np.append(q, 0.15))
+    x, value, rank = restricted_fit(
+        fit, np.vstack([R, R[0] + R[1]]), np.append(q, 0.15)
+    )
     assert rank == 2
     np.testing.assert_allclose(R @ x.numpy(), q, atol=1e-12)
     gradient = fit.likelihood.derivatives(x).gradient.numpy()
@@ -217,7 +234,9 @@ def test_least_squares_score_test_is_n_r_squared(unbalanced):
     rsquared = OLS("e ~ x + wool + tension", aux).fit().rsquared
     names = [n for n in big.names if n not in small.names]
     text = ", ".join(f"{n} = 0" for n in names)
-    assert big.score_test(text).statistic == pytest.approx(len(aux) * rsquared, rel=1e-9)
+    assert big.score_test(text).statistic == pytest.approx(
+        len(aux) * rsquared, rel=1e-9
+    )
     lr = big.lr_test(text).statistic
     assert lr == pytest.approx(2 * (big.llf - small.llf), rel=1e-9)
 

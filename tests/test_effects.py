@@ -196,7 +196,9 @@ def test_b_splines_are_differentiated_to_the_ends_of_the_data(simulated):
     x = simulated["x"].to_numpy()
     t = np.clip(x, x.min() + h, x.max() - h)
     slope = [fit.predict(simulated.assign(x=t + s * h)) for s in (1, -1)]
-    assert row["effect"] == pytest.approx(((slope[0] - slope[1]) / (2 * h)).mean(), 1e-3)
+    assert row["effect"] == pytest.approx(
+        ((slope[0] - slope[1]) / (2 * h)).mean(), 1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,9 @@ def test_two_predictors_and_a_variable_in_both(simulated):
         assert_effect(fit, simulated, frame.loc[name], *ends, 2 * h)
     columns = fit.get_margeff()
     assert columns.margeff["x"] == pytest.approx(frame.loc["x", "effect"], rel=1e-8)
-    assert columns.margeff_se["z"] == pytest.approx(frame.loc["z", "std_error"], rel=1e-7)
+    assert columns.margeff_se["z"] == pytest.approx(
+        frame.loc["z", "std_error"], rel=1e-7
+    )
 
 
 def test_frequency_weights_stand_for_rows(simulated):

@@ -25,6 +25,8 @@ ORDER = (
     "transforms",
     "formula",
     "matrix",
+    "frame",
+    "coding",
     "design",
     "parameters",
     "families",
