@@ -25,7 +25,7 @@ types: .venv/installed
 	.venv/bin/mypy
 
 bench: .venv-bench/installed
-	.venv-bench/bin/python -m benchmarks
+	.venv-bench/bin/python benchmarks/regression.py $(BENCH)
 
 docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --site-dir site

@@ -34,7 +34,7 @@ THREAD_VARIABLES = (
 )  # fmt: skip
 
 
-# -- clocks -----------------------------------------------------------------------------
+# -- clocks ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _cpu_seconds() -> float:
 
 
 def _give_back_free_memory() -> None:
-    """Let freed heap leave the resident set, or the next call would seem to need less."""
+    """Let freed heap leave the resident set: what it holds would hide new needs."""
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
@@ -119,7 +119,7 @@ def _reset_high_water_mark() -> bool:
     return True
 
 
-# -- data -------------------------------------------------------------------------------
+# -- data ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def read_data(folder: Path) -> Data:
     return Data(**read)
 
 
-# -- cells ------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def least(repeats: Iterable[dict[str, Any]], kind: str) -> dict[str, float] | No
     return {k: min(f[k] for f in found) for k in found[0]} if found else None
 
 
-# -- machine ----------------------------------------------------------------------------
+# -- machine ---------------------------------------------------------------------------
 
 
 def machine(packages: Iterable[str]) -> dict[str, Any]:
@@ -287,7 +287,7 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
+        return getattr(sys.modules.get(package), "__version__", None)
 
 
 @dataclass(frozen=True)

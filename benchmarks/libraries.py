@@ -231,22 +231,20 @@ class Pyfixest(Library):
         self.pf = pyfixest
 
     def table(self, task: Task, frame: pd.DataFrame) -> Estimates:
-        formula = task.formula(" | factor")
+        pf, formula = self.pf, task.formula(" | factor")
         # The same small-sample factors as the others, or tables would not agree.
         robust, plain = (
             self.pf.ssc(k_fixef="full"),
             self.pf.ssc(k_adj=False, G_adj=False),
         )
         if task.name == "ols_hc1":
-            fitted = self.pf.feols(formula, frame, vcov="HC1", ssc=robust)
+            fitted = pf.feols(formula, frame, vcov="HC1", ssc=robust)
         elif task.name == "ols_cluster":
-            fitted = self.pf.feols(formula, frame, vcov={"CRV1": "cluster"}, ssc=robust)
+            fitted = pf.feols(formula, frame, vcov={"CRV1": "cluster"}, ssc=robust)
         elif task.name == "poisson":
-            fitted = self.pf.fepois(formula, frame, vcov="iid", ssc=plain)
+            fitted = pf.fepois(formula, frame, vcov="iid", ssc=plain)
         else:
-            fitted = self.pf.feglm(
-                formula, frame, family="logit", vcov="iid", ssc=plain
-            )
+            fitted = pf.feglm(formula, frame, family="logit", vcov="iid", ssc=plain)
         table = fitted.tidy()
         return labelled(table["Estimate"], table["Std. Error"])
 

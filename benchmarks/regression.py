@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,16 +39,17 @@ from report import markdown
 SIZES = (100_000, 1_000_000, 5_000_000)
 TASKS = ("ols_hc1", "ols_cluster", "poisson", "logit", "nb2")
 NB2_ROWS = 100_000
-IMPORTS = ("deepstats", "torch", "statsmodels.formula.api", "pyfixest", "glum")
+IMPORTS = ("deepstats", "torch", "statsmodels.formula.api", "glum")
 PACKAGES = (
     "deepstats", "torch", "numpy", "scipy", "pandas", "formulaic", "statsmodels",
-    "pyfixest", "glum", "tabmat", "scikit-learn", "numba",
+    "pyfixest", "glum", "tabmat", "scikit-learn",
 )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for, print the report and write it."""
     options = _parser().parse_args(arguments)
+    sizes = options.sizes or (SIZES[:1] if options.quick else SIZES)
     if options.render is not None:
         found = json.loads(options.render.read_text())
         text = markdown(found)
@@ -67,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = options.out or HERE / "results" / ("quick" if options.quick else "regression")
     folder = Path(tempfile.mkdtemp(prefix="deepstats-bench-", dir=options.temporary))
     try:
-        for n in options.sizes:
+        for n in sizes:
             write_data(folder / str(n), n)
-            for sweep in _sweeps(n, options.tasks, options.designs, options.threads):
-                found["cells"] += _run_sweep(sweep, libraries, folder, options)
+            for task in _tasks(n, options):
+                found["cells"] += _run_task(n, task, libraries, folder, options)
                 _write(found, out)
             shutil.rmtree(folder / str(n))
     finally:
@@ -102,15 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-small", dest="small", action="store_false",
         help="leave out the small data and the import times")  # fmt: skip
     add("--render", type=Path, default=None, help="print the table of a JSON again")
-    original = parser.parse_args
-
-    def parse(*args: Any) -> argparse.Namespace:
-        options = original(*args)
-        if options.sizes is None:
-            options.sizes = SIZES[:1] if options.quick else SIZES
-        return options
-
-    parser.parse_args = parse  # type: ignore[method-assign]
     return parser
 
 
@@ -118,43 +110,42 @@ def _rows(text: str) -> int:
     return int(float(text))
 
 
-# -- cells ------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------
 
 
-def _sweeps(
-    n: int, tasks: Sequence[str], designs: Sequence[str], threads: Sequence[int]
-) -> Iterator[tuple[int, Task, int]]:
-    for name in tasks:
-        for design in designs:
-            if name == "nb2" and (n != NB2_ROWS or design != "A"):
-                continue
-            for count in threads:
-                yield n, Task(name, design), count
+def _tasks(n: int, options: argparse.Namespace) -> list[Task]:
+    tasks = [Task(t, d) for t in options.tasks for d in options.designs]
+    return [t for t in tasks if t.name != "nb2" or (n, t.design) == (NB2_ROWS, "A")]
 
 
-def _run_sweep(
-    sweep: tuple[int, Task, int],
+def _run_task(
+    n: int,
+    task: Task,
     libraries: Sequence[str],
     folder: Path,
     options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """All libraries at one task, taking turns so that they share the machine's noise."""
-    n, task, threads = sweep
-    cells = {name: Cell(name, task.name, task.design, n, threads) for name in libraries}
+    """Libraries and numbers of threads take turns: they share the machine's noise."""
+    cells = [
+        Cell(name, task.name, task.design, n, threads)
+        for threads in options.threads
+        for name in libraries
+    ]
     refused = {name: LIBRARIES[name].refuses(task, n) for name in libraries}
-    repeats: dict[str, list[dict[str, Any]]] = {name: [] for name in libraries}
+    repeats: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}
     for _ in range(options.repeat):
-        for name, cell in cells.items():
-            failed = repeats[name] and "error" in repeats[name][-1]
-            if refused[name] is None and not failed:
+        for cell in cells:
+            failed = repeats[cell] and "error" in repeats[cell][-1]
+            if refused[cell.library] is None and not failed:
                 start = time.perf_counter()
                 result = run_cell(cell, folder / str(n), options.timeout)
-                repeats[name].append(result)
+                repeats[cell].append(result)
                 _say(cell, result, time.perf_counter() - start)
-    base = next(iter(_good(repeats.get("deepstats", []))), None)
+    ours = [r for c in cells if c.library == "deepstats" for r in _good(repeats[c])]
+    base = ours[0] if ours else None
     return [
-        asdict(cell) | _summary(repeats[name], refused[name], base)
-        for name, cell in cells.items()
+        asdict(cell) | _summary(repeats[cell], refused[cell.library], base)
+        for cell in cells
     ]
 
 
@@ -206,7 +197,7 @@ def _say(cell: Cell, result: dict[str, Any], seconds: float) -> None:
     )
 
 
-# -- the rest ---------------------------------------------------------------------------
+# -- the rest --------------------------------------------------------------------------
 
 
 def _small(libraries: Sequence[str], timeout: float) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def markdown(found: Row) -> str:
     parts += ["## Peak extra memory, MB", _memory(cells)]
     if len(cells.threads) > 1:
         parts += [
-            "## Two threads against one, deepstats, wall seconds",
+            "## Two threads against one, wall seconds",
             _threads(cells),
         ]
     parts += ["## Agreement with deepstats", _agreement(cells)]
@@ -109,11 +109,12 @@ def _machine(found: Row) -> str:
         f"One core reads {floor.bandwidth / 1e9:.1f} GB/s, multiplies matrices at "
         f"{floor.multiply / 1e9:.0f} GFLOP/s, takes {floor.exponential / 1e6:.0f} "
         f"million exponentials a second.\n\n"
-        f"Design A is {COLUMNS} numeric columns and an intercept, design B adds a factor "
-        f"of 100 levels. Every number is the least of {found['settings']['repeats']} "
-        "fresh processes; seconds are of the processor, over all threads, with wall "
-        "seconds in brackets. `ratio` is the fastest peer with standard errors over "
-        "deepstats. Peers in italics give no standard errors and are not raced."
+        f"Design A is {COLUMNS} numeric columns and an intercept, design B adds a "
+        "factor of 100 levels. Every number is the least of "
+        f"{found['settings']['repeats']} fresh processes; seconds are of the "
+        "processor, over all threads, with wall seconds in brackets. `ratio` is the "
+        "fastest peer with standard errors over deepstats. Peers in italics give no "
+        "standard errors and are not raced."
     )
 
 
@@ -155,9 +156,9 @@ def _memory(cells: Cells) -> str:
                 rows.append([*_label(row), kind, threads, *shown, percent, met])
     text = _table([*head, "share", "met"], rows)
     return (
-        f"{text}\n\n`share` is deepstats' over the design matrix of {COLUMNS + 1} float64 "
-        f"columns; the bar is {MEMORY_BAR:.0%}, from {MEMORY_FROM:,} rows on (below, "
-        "what does not depend on the rows decides)."
+        f"{text}\n\n`share` is deepstats' over the design matrix of {COLUMNS + 1} "
+        f"float64 columns; the bar is {MEMORY_BAR:.0%}, from {MEMORY_FROM:,} rows on "
+        "(below, what does not depend on the rows decides)."
     )
 
 
@@ -174,7 +175,10 @@ def _threads(cells: Cells) -> str:
                 rows.append([*_label(row), kind, *walls, met])
     head = ["task", "design", "n", "kind", f"{first} thread", f"{last} threads"]
     text = _table([*head, "speed-up", "met"], rows)
-    return f"{text}\n\nMet when no slower than one thread, within {NOISE - 1:.0%} of noise."
+    return (
+        f"{text}\n\ndeepstats alone. Met when no slower than one thread, within "
+        f"{NOISE - 1:.0%} of noise."
+    )
 
 
 def _agreement(cells: Cells) -> str:
@@ -195,8 +199,8 @@ def _agreement(cells: Cells) -> str:
         rows.append([TITLES[task], design, *shown])
     return (
         _table(["task", "design", *map(_italic, peers)], rows)
-        + "\n\nLargest relative difference, over all sizes and slopes, of the coefficients "
-        "/ of the standard errors. A `!` marks what is worth asking about: more than "
+        + "\n\nLargest relative difference, over all sizes and slopes, of the "
+        "coefficients / of the standard errors. A `!` marks more than "
         f"{COARSE['slopes']:g} or {COARSE['errors']:g}. Small-sample factors are set "
         "alike: pyfixest's `iid` errors and glum's without their n/(n-k)."
     )
@@ -217,10 +221,11 @@ def _floor(cells: Cells, floor: Floor) -> str:
         )  # fmt: skip
     head = ["task", "design", "n", "ms a pass", "floor, s", "deepstats, s", "distance"]
     return (
-        "A pass reads 21 columns and forms X'WX; memory and arithmetic fully overlapped, "
-        "the factor free. The floor is 2 passes for least squares (cross-products; "
-        "meat), 3 for the others (two Newton steps from a subsample's estimates, the "
-        "information at the end), one thread, the fit alone.\n\n" + _table(head, rows)
+        "A pass reads 21 columns and forms X'WX; memory and arithmetic fully "
+        "overlapped, the factor free. The floor is 2 passes for least squares "
+        "(cross-products; meat), 3 for the others (two Newton steps from a subsample's "
+        "estimates, the information at the end), one thread, the fit alone.\n\n"
+        + _table(head, rows)
     )
 
 
@@ -251,7 +256,7 @@ def _skipped(cells: Cells) -> str:
     return "\n".join(lines) or "Everything asked for was run."
 
 
-# -- pieces -----------------------------------------------------------------------------
+# -- pieces ----------------------------------------------------------------------------
 
 
 def _label(row: tuple[str, str, int]) -> list[str]:

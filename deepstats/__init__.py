@@ -3,8 +3,37 @@
 from __future__ import annotations
 
 from .compute import set_default_device
+from .fitting import fit, glm, logit, ols, poisson, probit, wls
+from .models.beta import betareg
+from .models.categorical import mnlogit, ordinal
+from .models.counts import hurdle, negativebinomial, zinb
+from .models.counts import zip_ as zip
 from .models.glm import GLM
 from .models.linear import OLS
+from .models.quantile import quantreg
 from .summary import compare, etable
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "GLM",
+    "OLS",
+    "betareg",
+    "compare",
+    "etable",
+    "fit",
+    "glm",
+    "hurdle",
+    "logit",
+    "mnlogit",
+    "negativebinomial",
+    "ols",
+    "ordinal",
+    "poisson",
+    "probit",
+    "quantreg",
+    "set_default_device",
+    "wls",
+    "zinb",
+    "zip",
+]

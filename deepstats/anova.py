@@ -285,7 +285,7 @@ def _terms(results: Results, typ: int, test: str | None) -> pd.DataFrame:
         columns = {
             "Intercept": [results.model.design.X.names.index("Intercept")],
             **columns,
-        }  # noqa: E501
+        }
     after = {t: _after(t, columns, typ) for t in columns}
     if _kind(results) == "ssr" or test == "Wald":
         return _by_hypotheses(results, columns, after, typ, test)

@@ -302,7 +302,7 @@ class Design:
         codes, levels = pd.factorize(self.values(given, what), sort=True)
         if (codes < 0).any():
             raise DesignError(
-                f"{what} is missing in {(codes < 0).sum()} of the rows used; drop "
+                f"{name} is missing in {(codes < 0).sum()} of the rows used; drop "
                 "those rows before the fit."
             )
         return Grouping(str(name), codes.astype(np.int32), tuple(levels))

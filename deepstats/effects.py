@@ -35,7 +35,7 @@ _METHODS = {
     "eyex": "d(lny)/d(lnx)",
     "dyex": "dy/d(lnx)",
     "eydx": "d(lny)/dx",
-}  # noqa: E501
+}
 # Two-point differences err by h^2 and by rounding / h: least at the cube root of the
 # rounding error.
 _STEP = float(np.finfo(np.float64).eps ** (1 / 3))
@@ -112,8 +112,9 @@ def _etas(results: Results, betas: Betas, batch: Batch) -> tuple[Tensor, ...]:
 
 
 def _mean(results: Results, etas: tuple[Tensor, ...]) -> Tensor:
-    """Means, shape (rows, outcomes)."""
-    value = results.model.mean(*etas)
+    """Means, or probabilities of all levels; shape (rows, outcomes)."""
+    model: Any = results.model
+    value = getattr(model, "probabilities", model.mean)(*etas)
     return value[:, None] if value.ndim == 1 else value
 
 
@@ -133,13 +134,10 @@ def _mean_and_slopes(
 
 
 def _outcomes(results: Results) -> tuple | None:
-    """Names of the outcomes, where the mean is a probability for each."""
-    zero = [torch.zeros(1, dtype=torch.float64) for _ in results.model.layout]
-    value = results.model.mean(*zero)
-    if value.ndim == 1:
+    """Levels of the response, where the effect is one on the probability of each."""
+    if not hasattr(results.model, "probabilities"):
         return None
-    levels = results.model.design.y_levels
-    return tuple(levels) if levels is not None else tuple(range(value.shape[1]))
+    return tuple(results.model.levels)
 
 
 # -- effects of design columns, as statsmodels' get_margeff ---------------------------
@@ -465,7 +463,7 @@ def marginal_effects(
         else [variables]
         if isinstance(variables, str)
         else list(variables)
-    )  # noqa: E501
+    )
     if unknown := [v for v in chosen if v not in known]:
         raise ValueError(f"{unknown[0]!r} is not a variable of the formula: {known}.")
     outcomes, V = _outcomes(results), results.covariance.matrix
@@ -522,7 +520,8 @@ class _Data:
 
     @classmethod
     def of(cls, results: Results, newdata: Any) -> _Data:
-        spec, fitted = results.model.design.spec, results.likelihood.design
+        fitted = (results.likelihood if newdata is None else results.model).design
+        spec = fitted.spec
         table = Table(spec.table if newdata is None else newdata)
         rhs = (spec.formula.rhs, *spec.parts)
         uses: dict[str, list[str]] = {}
@@ -534,7 +533,7 @@ class _Data:
         offsets += [e for e in (spec.offset, spec.exposure) if e is not None]
         needed = dict.fromkeys(
             [*uses, *(v for e in offsets for v in expression_variables(e))]
-        )  # noqa: E501
+        )
         columns = {}
         for name in needed:
             if name not in table.columns:
@@ -546,7 +545,7 @@ class _Data:
             columns = {
                 k: v.iloc[fitted.rows].reset_index(drop=True)
                 for k, v in columns.items()
-            }  # noqa: E501
+            }
         elif newdata is not None:
             complete = ~pd.DataFrame(columns).isna().any(axis=1).to_numpy()
             columns = {
@@ -636,7 +635,7 @@ class _Data:
                 base = dict(value.contrast.options).get("base", levels[0])
                 if value.contrast.kind == "SAS" and "base" not in dict(
                     value.contrast.options
-                ):  # noqa: E501
+                ):
                     base = levels[-1]
                 return levels, base if base in levels else levels[0]
         levels = sorted(pd.unique(self.columns[name]).tolist())

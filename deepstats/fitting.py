@@ -1,4 +1,4 @@
-"""`fit`: one call that picks the model from the formula's own structure."""
+"""The calls a user writes: each looks at the formula and builds its model."""
 
 from __future__ import annotations
 
@@ -8,14 +8,145 @@ from typing import Any
 from .errors import ModelError
 from .families import Family, get_family
 from .formula import Formula
+from .models.absorbed import absorbed_glm, absorbed_ols
 from .models.beta import betareg
 from .models.categorical import mnlogit, ordinal
 from .models.counts import hurdle, negativebinomial, zinb, zip_
-from .models.glm import glm
-from .models.linear import ols
+from .models.glm import GLM
+from .models.linear import OLS
 from .results import Results
 
-__all__ = ["fit"]
+__all__ = ["fit", "glm", "logit", "ols", "poisson", "probit", "wls"]
+
+
+def ols(formula: str | Formula, data: Any, **options: Any) -> OLS:
+    """Linear regression by ordinary (or weighted) least squares.
+
+    Parameters
+    ----------
+    formula : str or Formula
+        ``"y ~ x1 + C(g)"``; what follows ``|`` are fixed effects to absorb:
+        ``"y ~ x | firm + year"``.
+    data : frame or mapping
+        pandas, polars, pyarrow or a mapping of columns.
+    **options
+        See `models.base.RegressionModel`: weights, freq_weights, offset, na_action,
+        context, device, dtype; with absorbed effects see `models.absorbed`.
+
+    Returns
+    -------
+    OLS
+        Call ``.fit(cov_type="HC1")`` on it.
+
+    Examples
+    --------
+    >>> import deepstats as ds
+    >>> data = {"y": [1.0, 2.0, 4.0, 4.0], "x": [0.0, 1.0, 2.0, 3.0]}
+    >>> ds.ols("y ~ x", data).fit().params.round(2).to_dict()
+    {'Intercept': 1.1, 'x': 1.1}
+    """
+    parsed = _parsed(formula, options)
+    return (
+        absorbed_ols(parsed, data, **options)
+        if parsed.parts
+        else OLS(parsed, data, **options)
+    )
+
+
+def wls(formula: str | Formula, data: Any, weights: Any, **options: Any) -> OLS:
+    """Weighted least squares; `weights` are inverse variances up to a factor.
+
+    Parameters
+    ----------
+    formula, data, **options
+        See `ols`.
+    weights : str or array_like
+    """
+    return ols(formula, data, weights=weights, **options)
+
+
+def glm(formula: str | Formula, data: Any, **options: Any) -> GLM:
+    """Generalised linear model.
+
+    Parameters
+    ----------
+    formula : str or Formula
+        ``"y ~ x"`` or ``"cbind(successes, failures) ~ x"``; what follows ``|`` are
+        fixed effects to absorb.
+    data : frame or mapping
+    **options
+        family, link, scale, information: see `models.glm.GLM`; weights, freq_weights,
+        offset, exposure, na_action, context, device, dtype: see
+        `models.base.RegressionModel`.
+
+    Returns
+    -------
+    GLM
+        Call ``.fit(cov_type="HC1")`` on it.
+
+    Examples
+    --------
+    >>> import deepstats as ds
+    >>> data = {"n": [2, 3, 6, 7, 8, 9], "t": [1, 2, 3, 4, 5, 6]}
+    >>> ds.glm("n ~ t", data, family="poisson").fit().params.round(3).to_dict()
+    {'Intercept': 0.616, 't': 0.28}
+    """
+    parsed = _parsed(formula, options)
+    build = absorbed_glm if parsed.parts else GLM
+    return build(parsed, data, **options)
+
+
+def logit(formula: str | Formula, data: Any, **options: Any) -> GLM:
+    """Logistic regression of a 0/1 or two-level response, or ``cbind`` counts.
+
+    Parameters
+    ----------
+    formula, data, **options
+        See `glm`. Standard errors are by the observed information, which for this
+        link is the expected one.
+    """
+    return _named(formula, data, "binomial", "logit", "Logistic regression", options)
+
+
+def probit(formula: str | Formula, data: Any, **options: Any) -> GLM:
+    """Probit regression; standard errors by the observed information.
+
+    Parameters
+    ----------
+    formula, data, **options
+        See `glm`. R's `glm` and statsmodels' `GLM` report the expected information:
+        ``glm(..., link="probit")``, or here ``fit(information="expected")``.
+    """
+    return _named(formula, data, "binomial", "probit", "Probit regression", options)
+
+
+def poisson(formula: str | Formula, data: Any, **options: Any) -> GLM:
+    """Poisson regression with a log link.
+
+    Parameters
+    ----------
+    formula, data, **options
+        See `glm`. For counts ``fit(cov_type="HC1")`` is the prudent choice: the
+        Poisson variance is seldom right.
+    """
+    return _named(formula, data, "poisson", "log", "Poisson regression", options)
+
+
+def _named(
+    formula: Any, data: Any, family: str, link: str, title: str, options: dict[str, Any]
+) -> GLM:
+    parsed = _parsed(formula, options)
+    if parsed.parts:
+        return absorbed_glm(parsed, data, family=family, link=link, **options)
+    options = {"information": "observed", "title": title, **options}
+    return GLM(parsed, data, family=family, link=link, **options)
+
+
+def _parsed(formula: str | Formula, options: Mapping[str, Any]) -> Formula:
+    if isinstance(formula, str):
+        return Formula.parse(formula, tuple(options.get("context") or ()))
+    return formula
+
 
 #: Models that a family's name stands for; every other family is a GLM's.
 _MODELS: dict[str, Callable[..., Any]] = {
@@ -94,8 +225,7 @@ def fit(
     >>> ds.fit("y ~ x", data, family="binomial").model_name
     'Generalised linear model'
     """
-    if isinstance(formula, str):
-        formula = Formula.parse(formula, tuple(options.get("context") or ()))
+    formula = _parsed(formula, options)
     _refuse(formula)
     at_fit = {k: options.pop(k) for k in _FIT_OPTIONS if k in options}
     model = _model(formula, data, family, link, options)

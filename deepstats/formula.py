@@ -845,7 +845,7 @@ class _Parser:
         return expression
 
     def rhs(self, lo: int, hi: int, part: bool = False) -> Rhs:
-        """Read a right-hand side, or a part: after ``|``, ``a^b`` is fixest's ``a:b``."""
+        """Read a right-hand side; in a part, after ``|``, ``a^b`` means ``a:b``."""
         if lo >= hi:
             self.fail("expected terms here", lo)
         self.in_part = part

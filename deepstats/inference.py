@@ -165,6 +165,12 @@ def covariance(
     lags = given.get("maxlags")
     if lags is None:
         raise ValueError("HAC needs cov_kwds={'maxlags': number of lags}.")
+    if lags != int(lags) or not 0 <= lags < nobs:
+        raise ValueError(
+            f"maxlags must be a whole number from 0 to less than the {nobs:g} "
+            f"observations, not {lags!r}."
+        )
+    lags = int(lags)
     kernel = given.get("kernel", "bartlett")
     meat = hac_meat(likelihood.scores(x), lags, kernel)
     factor = nobs / df_resid if given.get("use_correction", False) else 1.0

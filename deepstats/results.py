@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -717,6 +718,12 @@ class Results:
 
     def _repr_html_(self) -> str:
         return self.summary().as_html()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the fit, without the data, to a file; see `persist.save`."""
+        from .persist import save
+
+        return save(self, path)
 
     def compare(self, other: Any, **options: Any) -> Any:
         """Set these estimates beside another program's; see `summary.compare`."""

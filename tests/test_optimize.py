@@ -15,7 +15,7 @@ def objective(function):
         return Derivatives(
             float(function(x)),
             torch.func.grad(function)(x),
-            -torch.func.hessian(function)(x),
+            -torch.func.jacrev(torch.func.grad(function))(x),
         )
 
     return at

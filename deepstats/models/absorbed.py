@@ -32,7 +32,7 @@ from ..errors import (
 )
 from ..families import get_family
 from ..formula import Formula
-from ..inference import Covariance, canonical, covariance
+from ..inference import Covariance, HypothesisTest, canonical, covariance
 from ..leastsquares import least_squares
 from ..likelihood import PredictorLikelihood
 from ..matrix import Column, ModelMatrix, Source
@@ -61,10 +61,13 @@ Array = np.ndarray
 # left; demeaning is exact to 1e-10.
 _WITHIN = 1e-6
 # Likewise for the squared share that is not in the span of earlier demeaned columns.
-_PIVOT = 1e-12
+_PIVOT = 1e-11
 _TOLERANCE = 1e-10
 _ROUGH = 1e-6  # while scoring is far from the solution
 _COV_TYPES = ("nonrobust", "HC0", "HC1", "cluster", "HAC")
+_BINARY = ("binomial", "quasibinomial")
+_COUNTS = ("poisson", "quasipoisson", "negativebinomial")
+_MOVING, _SHORT = 0.1, 0.01
 _COUNTED = {
     "nested": "fixed effects nested in clusters not counted",
     "full": "all fixed effects counted",
@@ -85,7 +88,10 @@ class _Absorbed(_Mixed):
         if kind not in _COV_TYPES:
             raise ModelError(
                 f"{kind} standard errors are not defined with absorbed fixed effects"
-                + (" (leverages need the effects' covariance)" * (kind in ("HC2", "HC3")))
+                + (
+                    " (leverages need the effects' covariance)"
+                    * (kind in ("HC2", "HC3"))
+                )
                 + f"; use one of {', '.join(_COV_TYPES)}."
             )
         rule = options.pop("fixef_k", "nested")
@@ -118,6 +124,22 @@ class _Absorbed(_Mixed):
         told["parameters"] = counted
         df = found.df if kind == "cluster" else df_resid
         return replace(found, matrix=matrix, options=told, df=df)
+
+    def get_robustcov_results(
+        self, cov_type: str = "HC1", use_t: bool | None = None, **cov_kwds: Any
+    ) -> _Absorbed:
+        """Return the same fit with other standard errors; nothing is refitted.
+
+        Parameters
+        ----------
+        cov_type : str, default "HC1"
+        use_t : bool, optional
+            As in the fit by default.
+        **cov_kwds
+            Options of the covariance, e.g. ``groups="firm"``.
+        """
+        use_t = self.use_t if use_t is None else use_t
+        return super().get_robustcov_results(cov_type, use_t, **cov_kwds)
 
     def fixef(self) -> dict[str, pd.Series]:
         """Return the estimated fixed effects by factor, indexed by level.
@@ -152,9 +174,7 @@ class _Absorbed(_Mixed):
             For a level of a fixed effect that has no estimate.
         """
         if exog is None:
-            return super().predict(
-                None, which=which, offset=offset, exposure=exposure
-            )
+            return super().predict(None, which=which, offset=offset, exposure=exposure)
         if which not in ("mean", "linear"):
             raise ValueError(f"which must be 'mean' or 'linear', not {which!r}.")
         design, eta = self.model.linear_of(
@@ -172,7 +192,7 @@ class _Absorbed(_Mixed):
         """Not available: raises `ModelError`. Use `predict` for the means alone."""
         raise ModelError(
             "standard errors of predictions need the covariance of the fixed effects, "
-            "which absorbing them avoids; use predict(), or write the effects as C(...)."
+            "which absorbing them avoids; use predict(), or write effects as C(...)."
         )
 
     @property
@@ -186,9 +206,7 @@ class _Absorbed(_Mixed):
 
     def _header(self) -> list[tuple[str, Any]]:
         out = super()._header()
-        effects = ", ".join(
-            f"{g.name} ({len(g)})" for g in self.model.design.absorbed
-        )
+        effects = ", ".join(f"{g.name} ({len(g)})" for g in self.model.design.absorbed)
         return [*out, ("Fixed effects", effects)]
 
     def _notes(self) -> list[str]:
@@ -225,6 +243,11 @@ class AbsorbedOLSResults(_Absorbed, OLSResults):
 
     def _has_constant(self) -> bool:
         return True
+
+    @cached_property
+    def _overall(self) -> HypothesisTest:
+        """F test of all columns; the fixed effects are not tested."""
+        return self.f_test(np.eye(len(self.names)))
 
     @property
     def rsquared_within(self) -> float:
@@ -285,8 +308,8 @@ class _AbsorbingModel:
         columns = [j for j, name in enumerate(names) if name != "Intercept"]
         if not columns:
             raise ModelError(
-                "there is nothing to estimate besides the fixed effects; add a term, or "
-                "write them as C(...)."
+                "there is nothing to estimate besides the fixed effects; add a term, "
+                "or write them as C(...)."
             )
         self._kept = columns
         kept = np.flatnonzero(~drop)
@@ -295,7 +318,9 @@ class _AbsorbingModel:
         # design's own are demeaned by the fit.
         self._given = self.design
         if self.design.n <= len(columns):
-            raise DesignError(f"{self.design.n} rows are left for {len(columns)} columns.")
+            raise DesignError(
+                f"{self.design.n} rows are left for {len(columns)} columns."
+            )
 
     def _uninformative(self, singles: str) -> tuple[Array, int, int]:
         """Rows to drop: singletons and levels without variation, until none is left."""
@@ -323,7 +348,7 @@ class _AbsorbingModel:
     def effects_df(
         self, clusters: Sequence[Array] | None, rule: str, exact: bool
     ) -> int:
-        """Number of parameters the fixed effects count for; see `absorb`."""
+        """Return how many parameters the fixed effects count for; see `absorb`."""
         codes = [g.codes for g in self.design.absorbed]
         return degrees_of_freedom(codes, clusters, rule=rule, exact=exact)
 
@@ -337,11 +362,13 @@ class _AbsorbingModel:
 
     def _prior(self) -> Array | None:
         """Product of the weights given, None when there are none."""
-        given = [w for w in (self.design.weights, self.design.freq_weights) if w is not None]
+        given = [
+            w for w in (self.design.weights, self.design.freq_weights) if w is not None
+        ]
         return np.prod(given, axis=0) if given else None
 
     def _columns(self) -> tuple[Array, Array]:
-        """Columns of the design less their means, one after another, and their norms."""
+        """Columns of the design less their means, and their norms."""
         design = self._given
         rows = self.compute.block_rows(design.X.k)
         self.compute.require(
@@ -366,25 +393,20 @@ class _AbsorbingModel:
         gram = weighted.T @ X
         left = np.sqrt(np.diag(gram))
         names = self._given.X.names
-        constant = left <= _WITHIN * norms
-        kept = [int(j) for j in np.flatnonzero(~constant)]
-        aliased = [kept[i] for i in _aliased(gram[np.ix_(kept, kept)])]
-        if constant.any():
-            _warn_dropped(
-                [names[j] for j in np.flatnonzero(constant)], "determined by the fixed "
-                "effects, dropped.",
-            )  # fmt: skip
-        if aliased:
-            _warn_dropped(
-                [names[j] for j in aliased], "linear combinations of earlier columns "
-                "and the fixed effects, dropped.",
-            )  # fmt: skip
-        kept = [j for j in kept if j not in aliased]
-        if not kept:
+        varies = [int(j) for j in np.flatnonzero(left > _WITHIN * norms)]
+        if not varies:
             raise DesignError(
-                "every column is determined by the fixed effects: nothing varies within "
-                "their levels."
+                "every column is determined by the fixed effects: nothing varies "
+                "within their levels."
             )
+        aliased = [varies[i] for i in _aliased(gram[np.ix_(varies, varies)])]
+        constant = [j for j in range(len(names)) if j not in varies]
+        _warn_dropped(names, constant, "determined by the fixed effects, dropped.")
+        _warn_dropped(
+            names, aliased, "linear combinations of earlier columns and the fixed "
+            "effects, dropped.",
+        )  # fmt: skip
+        kept = [j for j in varies if j not in aliased]
         if len(kept) == len(names):
             return M
         self._kept = [self._kept[j] for j in kept]
@@ -402,7 +424,7 @@ class _AbsorbingModel:
         )
 
     def recovered(self, x: Tensor) -> dict[str, pd.Series]:
-        """Fixed effects at the coefficients of the fit."""
+        """Return the fixed effects at the coefficients of the fit."""
         effects = _effect_sums(self._given, self.design, x)
         weights = self._final_weights
         if self.design.offset is not None and self._given.offset is not None:
@@ -431,9 +453,9 @@ class _AbsorbingModel:
             if unseen:
                 shown = ", ".join(map(repr, unseen[:6])) + ", ..." * (len(unseen) > 6)
                 raise DesignError(
-                    f"{group.name} has {len(unseen)} levels without an estimated effect "
-                    f"({shown}): they were not in the rows of the fit. Leave those rows "
-                    "out, or make the effect random: (1 | g)."
+                    f"{group.name} has {len(unseen)} levels without an estimated "
+                    f"effect ({shown}): they were not in the rows of the fit. Leave "
+                    "those rows out, or make the effect random: (1 | g)."
                 )
             eta = eta + known.to_numpy()[at][group.codes]
         return design, torch.from_numpy(eta)
@@ -598,8 +620,7 @@ class AbsorbedGLM(_AbsorbingModel, GLM):
 
     def _separated(self, codes: list[Array], kept: Array) -> Array:
         name = self.family.name
-        binary = name in ("binomial", "quasibinomial")
-        counts = name in ("poisson", "quasipoisson", "negativebinomial")
+        binary, counts = name in _BINARY, name in _COUNTS
         out = np.zeros(len(kept), dtype=bool)
         if not (binary or counts) or not len(kept):
             return out
@@ -747,7 +768,8 @@ class AbsorbedGLM(_AbsorbingModel, GLM):
             eta, (value, residual, w) = found
         else:
             message = f"not converged in {maxiter} iterations"
-        return _State(M, beta, eta, converged, iteration, decrement, message)
+        moved = float(np.abs(step).max())
+        return _State(M, beta, eta, converged, iteration, decrement, moved, message)
 
     def _search(
         self, eta: Array, value: float, step: Array
@@ -765,13 +787,10 @@ class AbsorbedGLM(_AbsorbingModel, GLM):
         return None
 
     def _warn_of(self, state: _State) -> None:
-        if state.converged:
-            return
-        mu = self.mean(torch.from_numpy(state.eta))
-        edge = float(mu.min()) < 1e-7 * float(mu.mean())
-        if self.family.name in ("binomial", "quasibinomial"):
-            edge = edge or float(mu.max()) > 1 - 1e-7
-        if self.family.scale == "one" and edge:
+        # Where the likelihood has a maximum, a step that is short in standard errors
+        # is short in every row; on the way to infinity some rows move by one a step.
+        infinite = state.moved > _MOVING and state.decrement < _SHORT
+        if self.family.name in _BINARY + _COUNTS and infinite:
             warnings.warn(
                 "fitted means run to the edge of their range: outcomes are predicted "
                 "perfectly by x and the fixed effects together, and some estimates are "
@@ -779,14 +798,14 @@ class AbsorbedGLM(_AbsorbingModel, GLM):
                 SeparationWarning,
                 stacklevel=3,
             )
-            return
-        warnings.warn(
-            f"{self.title} did not converge: {state.message} (last step "
-            f"{state.decrement:.2g} standard errors). Rescale the variables or raise "
-            "maxiter=.",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
+        elif not state.converged:
+            warnings.warn(
+                f"{self.title} did not converge: {state.message} (last step "
+                f"{state.decrement:.2g} standard errors). Rescale the variables or "
+                "raise maxiter=.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
 
     def null_figures(self, likelihood: PredictorLikelihood) -> tuple[float, float]:
         """Log-likelihood and deviance of a constant alone, without fixed effects."""
@@ -807,6 +826,9 @@ class _State:
     converged : bool
     iterations : int
     decrement : float
+        Length of the last step, in standard errors.
+    moved : float
+        Largest change of a linear predictor in it.
     message : str
     """
 
@@ -816,6 +838,7 @@ class _State:
     converged: bool
     iterations: int
     decrement: float
+    moved: float
     message: str
 
 
@@ -839,7 +862,7 @@ def _singletons(codes: list[Array], freq: Array | None, kept: Array) -> Array:
 
 
 def _rows(design: Design, kept: Array | None, columns: list[int]) -> Design:
-    """Some rows of a design, levels that are left, and some of its columns."""
+    """Return some rows and columns of a design, with the levels that are left."""
     X = design.X.select(columns)
     if kept is None:
         return replace(design, X=X)
@@ -883,7 +906,7 @@ def _row_matrix(X: ModelMatrix, kept: Array) -> ModelMatrix:
 
 
 def _present(group: Grouping, kept: Array) -> Grouping:
-    """The grouping of some rows, without the levels that lost theirs."""
+    """Return the grouping of some rows, without the levels that lost theirs."""
     codes = group.codes[kept]
     present = np.bincount(codes, minlength=len(group)) > 0
     if present.all():
@@ -912,15 +935,17 @@ def _aliased(gram: Array) -> list[int]:
     A = gram / np.outer(d, d) if len(d) else gram
     found = []
     for j in range(len(A)):
-        if A[j, j] <= _PIVOT * 10:
+        if A[j, j] <= _PIVOT:
             found.append(j)
             continue
         A = A - np.outer(A[:, j], A[j]) / A[j, j]
     return found
 
 
-def _warn_dropped(names: list[str], why: str) -> None:
-    warnings.warn(f"{', '.join(names)}: {why}", RankWarning, stacklevel=5)
+def _warn_dropped(names: tuple[str, ...], which: list[int], why: str) -> None:
+    if which:
+        text = ", ".join(names[j] for j in which)
+        warnings.warn(f"{text}: {why}", RankWarning, stacklevel=4)
 
 
 def _weighted_solution(M: Array, w: Array) -> Array:

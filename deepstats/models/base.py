@@ -109,6 +109,27 @@ class RegressionModel:
         """What, besides formula and data, makes this model; plain values."""
         return {}
 
+    @classmethod
+    def from_saved(cls, attributes: Mapping[str, Any], design: Design) -> RegressionModel:
+        """Return the model of a file: its own attributes, and a design without rows.
+
+        A model can be saved when its attributes, besides design and compute, are plain
+        values, families and links; see `persist`.
+
+        Raises
+        ------
+        ValueError
+            For an attribute that would hide a method.
+        """
+        model = cls.__new__(cls)
+        for name, value in attributes.items():
+            own = getattr(cls, name, None)
+            if callable(own) or isinstance(own, property) or name.startswith("__"):
+                raise ValueError(f"the file sets {name!r}, which is no attribute of a model.")
+            setattr(model, name, value)
+        model.design, model.compute = design, default_compute()
+        return model
+
     @property
     def layout(self) -> tuple[int, ...]:
         """Number of the matrix of each linear predictor."""

@@ -66,7 +66,8 @@ class BetaModel(MultiPartModel):
     Ferrari, S. and Cribari-Neto, F. (2004). Beta regression for modelling rates and
     proportions. Journal of Applied Statistics 31, 799-815.
     Simas, A., Barreto-Souza, W. and Rocha, A. (2010). Improved estimators for a general
-    class of beta regression models. Computational Statistics & Data Analysis 54, 348-366.
+    class of beta regression models. Computational Statistics and Data
+    Analysis 54, 348-366.
     """
 
     title = "Beta regression"
@@ -84,7 +85,9 @@ class BetaModel(MultiPartModel):
     ) -> None:
         self.family = Beta(link=link, phi_link=precision_link)
         functions = tuple(options.get("context") or ())
-        formula, part = second_part(formula, precision, "precision", INTERCEPT, functions)
+        formula, part = second_part(
+            formula, precision, "precision", INTERCEPT, functions
+        )
         super().__init__(formula, data, parts=(part,), **options)
 
     @property
@@ -115,7 +118,10 @@ class BetaModel(MultiPartModel):
         """Say on which scale the precision is."""
         name = self.family.phi_link.name
         what = {"log": "log phi", "identity": "phi"}.get(name, f"{name} of phi")
-        return [f"The phi_ rows are coefficients of {what}; var(y) = mu (1 - mu) / (1 + phi)."]
+        return [
+            f"The phi_ rows are coefficients of {what}; "
+            "var(y) = mu (1 - mu) / (1 + phi)."
+        ]
 
     def predictions(self) -> dict[str, Callable[..., Tensor]]:
         """Add the precision phi."""

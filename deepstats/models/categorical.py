@@ -73,7 +73,8 @@ class CategoricalResults(MultiPartResults):
         if which not in ("prob", "class", "linear"):
             reason = " (a category has no mean)" if which == "mean" else ""
             raise ValueError(
-                f"which={which!r} is not known here{reason}; allowed: prob, class, linear."
+                f"which={which!r} is not known here{reason}; "
+                "allowed: prob, class, linear."
             )
         if which == "linear":
             labels = self.model.linear_labels()
@@ -258,9 +259,9 @@ class CategoricalModel(MultiPartModel):
 
     def _runaway_text(self, names: str) -> tuple[str, type[Warning]]:
         return (
-            f"the response is predicted perfectly in some rows: the estimates of {names} "
-            "are infinite and what is printed is where the search stopped. Leave those "
-            "terms out, merge levels, or penalise.",
+            f"the response is predicted perfectly in some rows: the estimates of "
+            f"{names} are infinite and what is printed is where the search stopped. "
+            "Leave those terms out, merge levels, or penalise.",
             SeparationWarning,
         )
 
@@ -274,8 +275,8 @@ class CategoricalModel(MultiPartModel):
         codes, levels, self.unused = _coded(design.y, design.y_levels, design.y_name)
         if len(levels) < 2:
             raise DesignError(
-                f"the response {design.y_name} is always {levels[0]!r}; there is nothing "
-                "to explain."
+                f"the response {design.y_name} is always {levels[0]!r}; there is "
+                "nothing to explain."
             )
         self.design = self._arranged(replace(design, y=codes), levels)
         if design.n < len(self.parameters):
@@ -585,8 +586,10 @@ def _limits(q: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
     return low, q.gather(1, code.clamp(max=last)[:, None])[:, 0]
 
 
-def _slopes(function: Callable[..., Tensor], etas: tuple[Tensor, ...], k: int) -> Tensor:
-    """Derivatives of one column of a function in each linear predictor."""
+def _slopes(
+    function: Callable[..., Tensor], etas: tuple[Tensor, ...], k: int
+) -> Tensor:
+    """Return derivatives of one column of a function in each linear predictor."""
     etas = tuple(e.detach().requires_grad_() for e in etas)
     with torch.enable_grad():
         value = function(*etas)[:, k].sum()
@@ -604,8 +607,8 @@ def _coded(
         broken = int((values != np.round(values)).sum())
         if broken:
             raise DesignError(
-                f"the response {name} is not categorical: {broken} values are not whole "
-                "numbers. Cut it into categories first."
+                f"the response {name} is not categorical: {broken} values are not "
+                "whole numbers. Cut it into categories first."
             )
         found, codes = np.unique(values, return_inverse=True)
         if len(found) > _MOST_LEVELS:

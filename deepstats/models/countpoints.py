@@ -21,7 +21,7 @@ _TERMS = 50
 
 
 def has_closed_form(family: Family, y: Tensor) -> bool:
-    """Whether `count_point` serves a family and responses: log link, counts not huge."""
+    """Whether `count_point` applies: a log link, and counts that are not huge."""
     if family.links[0].name != "log" or not len(y):
         return False
     if not isinstance(family, NegativeBinomial):
@@ -31,7 +31,9 @@ def has_closed_form(family: Family, y: Tensor) -> bool:
     return float(y.sum()) <= _TERMS * len(y)
 
 
-def count_point(family: Family, y: Tensor, etas: tuple[Tensor, ...], order: int) -> Point:
+def count_point(
+    family: Family, y: Tensor, etas: tuple[Tensor, ...], order: int
+) -> Point:
     """Log-density of Poisson or negative binomial counts and its derivatives.
 
     Parameters

@@ -51,6 +51,8 @@ _VARIANCE = {"nb2": "mu + alpha mu^2 (nb2)", "nb1": "mu + alpha mu (nb1)"}
 class CountResults(MultiPartResults):
     """Estimates of a count regression; predicts probabilities of counts."""
 
+    _more_predictions = ("prob",)
+
     def predict(
         self,
         exog: Any = None,
@@ -121,6 +123,7 @@ class CountModel(MultiPartModel):
 
     def _alpha_block(self) -> Block:
         return Block("alpha", ("alpha",), True, "Overdispersion", _LOWEST)
+
 
 class NegativeBinomialModel(CountModel):
     """Negative binomial regression with an estimated overdispersion alpha.
@@ -256,7 +259,7 @@ class _TwoPart(CountModel):
         if zeros == 0 or zeros == self.design.n:
             which = "no zeros" if zeros == 0 else "only zeros"
             raise DesignError(
-                f"the response {self.design.y_name} has {which}: {self.title.lower()} "
+                f"the response {self.design.y_name} has {which}: {self.title} "
                 "needs zeros and positive counts; use negativebinomial or poisson."
             )
 
@@ -345,7 +348,9 @@ class ZeroInflatedModel(_TwoPart):
         name = "Poisson" if kind is None else "negative binomial"
         self.title = f"Zero-inflated {name} regression"
         functions = tuple(options.get("context") or ())
-        formula, part = second_part(formula, inflation, "inflation", INTERCEPT, functions)
+        formula, part = second_part(
+            formula, inflation, "inflation", INTERCEPT, functions
+        )
         super().__init__(formula, data, parts=self._parts(part), **options)
 
     @property
@@ -398,9 +403,9 @@ class ZeroInflatedModel(_TwoPart):
     def _runaway_text(self, names: str) -> tuple[str, type[Warning]]:
         return (
             f"the probability of a certain zero runs to 0 or 1 in some rows: the "
-            f"estimates of {names} are infinite and what is printed is where the search "
-            "stopped. Leave those terms out of the inflation part, or fit the model "
-            "without inflation (poisson, negativebinomial).",
+            f"estimates of {names} are infinite and what is printed is where the "
+            "search stopped. Leave those terms out of the inflation part, or fit the "
+            "model without inflation (poisson, negativebinomial).",
             BoundaryWarning,
         )
 
@@ -497,8 +502,8 @@ class HurdleModel(_TwoPart):
     def _runaway_text(self, names: str) -> tuple[str, type[Warning]]:
         return (
             f"whether the response is zero is predicted perfectly in some rows: the "
-            f"estimates of {names} are infinite and what is printed is where the search "
-            "stopped. Leave those terms out of the zero part or merge levels.",
+            f"estimates of {names} are infinite and what is printed is where the "
+            "search stopped. Leave those terms out of the zero part or merge levels.",
             SeparationWarning,
         )
 
@@ -517,10 +522,10 @@ def _warn_of_small_means(
 
     if float(likelihood.reduce(optimum.x, small)) > 0.5 * likelihood.design.n:
         warnings.warn(
-            "the means before truncation run to 0: the positive counts are (nearly) all "
-            "one, or so dispersed that alpha runs to infinity. The estimates of the "
-            "count part are where the search stopped; use dist='poisson' or model "
-            "y > 0 alone with logit.",
+            "the means before truncation run to 0: the positive counts are (nearly) "
+            "all one, or so dispersed that alpha runs to infinity. The estimates of "
+            "the count part are where the search stopped; model y > 0 alone with "
+            "logit, or try dist='poisson'.",
             BoundaryWarning,
             stacklevel=4,
         )
@@ -537,7 +542,9 @@ def _distribution(dist: str, loglike: str | None) -> str | None:
     return "nb2" if loglike is None else loglike
 
 
-def _with_design(likelihood: PredictorLikelihood, design: Design) -> PredictorLikelihood:
+def _with_design(
+    likelihood: PredictorLikelihood, design: Design
+) -> PredictorLikelihood:
     return PredictorLikelihood(likelihood.model, design, likelihood.compute)
 
 

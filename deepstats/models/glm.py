@@ -193,6 +193,12 @@ class GLM(RegressionModel):
             self.title = title
         super().__init__(formula, data, **options)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What makes this model besides formula and data."""
+        family = self.family
+        return {"family": family.name, "link": family.link.name, "scale": self._scale}
+
     def _has_expected(self) -> bool:
         return True
 
@@ -392,73 +398,3 @@ class _Smoothed:
             weight = weight * batch.size
         z = eta + (y - mu) / slope - etas[0]
         return Point(torch.zeros_like(z), (weight * z,), {(0, 0): weight})
-
-
-def glm(formula: Any, data: Any, **options: Any) -> GLM:
-    """Generalised linear model.
-
-    Parameters
-    ----------
-    formula : str or Formula
-        ``"y ~ x"`` or ``"cbind(successes, failures) ~ x"``.
-    data : frame or mapping
-    **options
-        family, link, scale, information: see `GLM`; weights, freq_weights, offset,
-        exposure, na_action, context, device, dtype: see `RegressionModel`.
-
-    Returns
-    -------
-    GLM
-        Call ``.fit(cov_type="HC1")`` on it.
-
-    Examples
-    --------
-    >>> import deepstats as ds
-    >>> data = {"n": [2, 3, 6, 7, 8, 9], "t": [1, 2, 3, 4, 5, 6]}
-    >>> ds.glm("n ~ t", data, family="poisson").fit().params.round(3).to_dict()
-    {'Intercept': 0.616, 't': 0.28}
-    """
-    return GLM(formula, data, **options)
-
-
-def logit(formula: Any, data: Any, **options: Any) -> GLM:
-    """Logistic regression of a 0/1 or two-level response, or ``cbind`` counts.
-
-    Parameters
-    ----------
-    formula, data, **options
-        See `glm`. Standard errors are by the observed information, which for this
-        link is the expected one.
-    """
-    return _discrete(formula, data, "binomial", "logit", "Logistic regression", options)
-
-
-def probit(formula: Any, data: Any, **options: Any) -> GLM:
-    """Probit regression; standard errors by the observed information.
-
-    Parameters
-    ----------
-    formula, data, **options
-        See `glm`. R's `glm` and statsmodels' `GLM` report the expected information:
-        ``glm(..., link="probit")``, or here ``fit(information="expected")``.
-    """
-    return _discrete(formula, data, "binomial", "probit", "Probit regression", options)
-
-
-def poisson(formula: Any, data: Any, **options: Any) -> GLM:
-    """Poisson regression with a log link.
-
-    Parameters
-    ----------
-    formula, data, **options
-        See `glm`. For counts ``fit(cov_type="HC1")`` is the prudent choice: the
-        Poisson variance is seldom right.
-    """
-    return _discrete(formula, data, "poisson", "log", "Poisson regression", options)
-
-
-def _discrete(
-    formula: Any, data: Any, family: str, link: str, title: str, options: dict[str, Any]
-) -> GLM:
-    options = {"information": "observed", **options}
-    return GLM(formula, data, family=family, link=link, title=title, **options)

@@ -70,12 +70,14 @@ def second_part(
         formula = Formula.parse(formula, functions)
     if formula.parts and given is not None:
         raise ModelError(
-            f"the formula {formula.text!r} has a part after '|' and {keyword}={given!r} is "
-            "given too; give one of them."
+            f"the formula {formula.text!r} has a part after '|' and "
+            f"{keyword}={given!r} is given too; give one of them."
         )
     if given is not None:
         if not isinstance(given, str):
-            raise ModelError(f'{keyword} is a one-sided formula such as "~ z": {given!r}.')
+            raise ModelError(
+                f'{keyword} is a one-sided formula such as "~ z", not {given!r}.'
+            )
         Rhs.parse(given, functions)
         tail = given.strip().removeprefix("~").strip()
         formula = Formula.parse(f"{formula.text.strip()} | {tail}", functions)
@@ -87,8 +89,8 @@ def second_part(
     part = formula.parts[0] if formula.parts else default
     if part.groups or part.calls or part.offsets:
         raise ModelError(
-            f"the part {part.text!r} ({keyword}) takes plain terms only: no offset(), no "
-            "(1 | g), no model calls. Offset and exposure belong to the mean."
+            f"the part {part.text!r} ({keyword}) takes plain terms only: no offset(), "
+            "no (1 | g), no model calls. Offset and exposure belong to the mean."
         )
     if not part.terms:
         raise ModelError(f"the part {part.text!r} ({keyword}) has no columns; use '1'.")
@@ -108,6 +110,7 @@ class MultiPartResults(Results):
     """
 
     model: MultiPartModel
+    _more_predictions: ClassVar[tuple[str, ...]] = ()
 
     @property
     def df_model(self) -> float:
@@ -166,9 +169,10 @@ class MultiPartResults(Results):
             For an unknown `which`.
         """
         functions = self.model.predictions()
+        known = (*functions, *self._more_predictions)
         if which not in functions:
             raise ValueError(
-                f"which={which!r} is not known here; allowed: {', '.join(functions)}."
+                f"which={which!r} is not known here; allowed: {', '.join(known)}."
             )
         found, scatter = self._new(exog, offset, exposure)
         values = found.map(self.fit_info.x, lambda b, e: functions[which](*e))
@@ -195,7 +199,10 @@ class MultiPartResults(Results):
         null: list[tuple[str, Any]] = [("", None), ("", None)]
         # A fit loaded from a file has no data to fit the constant to.
         if self._likelihood is not None:
-            null = [("Pseudo R-squared", self.prsquared), ("LR p-value", self.llr_pvalue)]
+            null = [
+                ("Pseudo R-squared", self.prsquared),
+                ("LR p-value", self.llr_pvalue),
+            ]
             null = null if self.df_model > 0 else [("", None), ("", None)]
         blocks = zip((first[:3], first[3:6], first[6:]), (extra, *null), strict=True)
         return [row for block, last in blocks for row in (*block, last)]
@@ -287,7 +294,7 @@ class MultiPartModel(RegressionModel):
         return best
 
     def _first(self, likelihood: PredictorLikelihood, start: Tensor) -> Derivatives:
-        """Derivatives that a search begins with."""
+        """Return the derivatives that a search begins with."""
         which = "expected" if self._has_expected() else "observed"
         return likelihood.derivatives(start, which)
 
@@ -299,7 +306,7 @@ class MultiPartModel(RegressionModel):
             names = ", ".join(self.parameters.labels[j] for j in runaway)
             message, category = self._runaway_text(names)
             warnings.warn(message, category, stacklevel=3)
-        else:
+        if not runaway or optimum.at_bound:
             super()._warn(optimum, likelihood)
 
     def _runaway_text(self, names: str) -> tuple[str, type[Warning]]:
@@ -333,7 +340,9 @@ class MultiPartModel(RegressionModel):
             lengths = _root_mean_squares(self, likelihood, self.layout[j])
             places = range(starts[j], starts[j] + sizes[j])
             found += [
-                p for p, s in zip(places, lengths, strict=True) if se[p] * s > _EXTREME_SE
+                p
+                for p, s in zip(places, lengths, strict=True)
+                if se[p] * s > _EXTREME_SE
             ]
         return found
 

@@ -1,4 +1,4 @@
-"""Linear quantile regression: exact estimates, the standard errors of R and statsmodels."""
+"""Linear quantile regression with the standard errors of R and of statsmodels."""
 
 from __future__ import annotations
 
@@ -413,10 +413,10 @@ def quantreg(formula: str | Formula, data: Any, **options: Any) -> QuantReg:
     Examples
     --------
     >>> from deepstats.models.quantile import quantreg
-    >>> data = {"y": [1.0, 2.0, 4.0, 4.0, 9.0], "x": [0.0, 1.0, 2.0, 3.0, 4.0]}
-    >>> fit = quantreg("y ~ x", data).fit(q=0.5, cov_type="boot", cov_kwds={"reps": 20})
+    >>> data = {"y": [1.0, 2.0, 4.0, 4.0, 9.0], "x": [0.0, 1.0, 2.5, 3.0, 4.1]}
+    >>> fit = quantreg("y ~ x", data).fit(0.4, cov_type="boot", cov_kwds={"reps": 20})
     >>> fit.params.round(2).to_dict()
-    {'Intercept': 1.0, 'x': 1.0}
+    {'Intercept': 0.67, 'x': 1.33}
     """
     return QuantReg(formula, data, **options)
 
@@ -438,7 +438,9 @@ def _checked(
             f"{list(COV_TYPES[kind])}."
         )
     if kind == "iid" and "hs" in options and len(options) > 1:
-        raise ModelError("hs goes with R's 'iid', kernel and bandwidth with statsmodels'.")
+        raise ModelError(
+            "hs goes with R's 'iid', kernel and bandwidth with statsmodels'."
+        )
     return kind, options
 
 
@@ -454,7 +456,7 @@ def _describe(kind: str, options: Mapping[str, Any]) -> str:
 def _iid_by_kernel(
     X: Array, y: Array, w: Array | None, beta: Array, q: float, options: Mapping
 ) -> tuple[Array, str]:
-    """statsmodels' "iid": one sparsity, by a kernel."""
+    """Return the "iid" of statsmodels: one sparsity, by a kernel."""
     if w is not None:
         X, y = X * w[:, None], y * w
     sparsity, _ = kernel_sparsity(y, y - X @ beta, q, **options)
@@ -500,5 +502,3 @@ def _bootstrap(
     if failed:
         text += f", {failed} without full rank redrawn"
     return np.atleast_2d(np.cov(np.array(found).T)), text
-
-

@@ -1,4 +1,4 @@
-"""Absorbed fixed effects against dummies, pyfixest, fixest; rows left out; bad input."""
+"""Absorbed fixed effects against dummies, pyfixest and fixest; rows left out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import pandas as pd
 import pytest
 
 import deepstats as ds
-from deepstats.errors import DesignError, ModelError, RankWarning
+from deepstats.errors import (
+    ConvergenceWarning,
+    DesignError,
+    ModelError,
+    RankWarning,
+    SeparationWarning,
+)
 from deepstats.models.absorbed import absorbed_glm, absorbed_ols
 
 # pyfixest 0.60 on `panel`, default ssc, fixef_tol 1e-13: coefficients of x and z, and
@@ -95,7 +101,9 @@ def test_ols_matches_pyfixest(panel, formula, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_weighted_matches_pyfixest(panel, kind):
     cov_type, options = KINDS[kind]
-    fit = absorbed_ols("y ~ x + z | firm + year", panel, weights="w").fit(cov_type, options)
+    fit = absorbed_ols("y ~ x + z | firm + year", panel, weights="w").fit(
+        cov_type, options
+    )
     np.testing.assert_allclose(fit.params, WEIGHTED["coef"], rtol=1e-9)
     np.testing.assert_allclose(fit.bse, WEIGHTED[kind], rtol=1e-8)
 
@@ -115,10 +123,14 @@ def test_poisson_matches_fixest(shared_data, reference):
     data = shared_data("reg_dc_streetunits.csv")
     formula = "TotalCrime ~ TotalLic + CFS1 + CFS2 | FishID"
     fit = absorbed_glm(formula, data, family="poisson").fit()
-    np.testing.assert_allclose(fit.params, list(stored["iid"]["coef"].values()), rtol=1e-8)
+    np.testing.assert_allclose(
+        fit.params, list(stored["iid"]["coef"].values()), rtol=1e-8
+    )
     np.testing.assert_allclose(fit.bse, list(stored["iid"]["se"].values()), rtol=1e-6)
     clustered = fit.get_robustcov_results("cluster", groups="FishID")
-    np.testing.assert_allclose(clustered.bse, list(stored["cl"]["se"].values()), rtol=1e-6)
+    np.testing.assert_allclose(
+        clustered.bse, list(stored["cl"]["se"].values()), rtol=1e-6
+    )
 
 
 def test_ols_is_ols_with_dummies(panel):
@@ -127,8 +139,18 @@ def test_ols_is_ols_with_dummies(panel):
     np.testing.assert_allclose(fit.params, dummies.params[["x", "z"]], rtol=1e-9)
     np.testing.assert_allclose(fit.bse, dummies.bse[["x", "z"]], rtol=1e-9)
     np.testing.assert_allclose(fit.fittedvalues, dummies.fittedvalues, rtol=1e-8)
-    for name in ("llf", "aic", "bic", "rsquared", "rsquared_adj", "df_resid", "df_model"):
-        np.testing.assert_allclose(getattr(fit, name), getattr(dummies, name), rtol=1e-9)
+    for name in (
+        "llf",
+        "aic",
+        "bic",
+        "rsquared",
+        "rsquared_adj",
+        "df_resid",
+        "df_model",
+    ):
+        np.testing.assert_allclose(
+            getattr(fit, name), getattr(dummies, name), rtol=1e-9
+        )
     robust = dummies.get_robustcov_results("HC1").bse[["x", "z"]]
     np.testing.assert_allclose(fit.get_robustcov_results("HC1").bse, robust, rtol=1e-8)
 
@@ -160,7 +182,9 @@ def test_glm_is_glm_with_dummies(panel, family, link, response, information):
     np.testing.assert_allclose(fit.bse, factor * dummies.bse[["x", "z"]], rtol=1e-6)
     np.testing.assert_allclose(fit.fittedvalues, dummies.fittedvalues, rtol=1e-6)
     for name in ("llf", "deviance", "null_deviance", "df_resid", "scale"):
-        np.testing.assert_allclose(getattr(fit, name), getattr(dummies, name), rtol=1e-8)
+        np.testing.assert_allclose(
+            getattr(fit, name), getattr(dummies, name), rtol=1e-8
+        )
     np.testing.assert_allclose(fit.resid_pearson, dummies.resid_pearson, atol=1e-6)
 
 
@@ -272,6 +296,32 @@ def test_missing_levels_are_missing_rows(panel):
     )
 
 
+@pytest.mark.parametrize("family", ["binomial", "poisson"])
+def test_separation_by_x_within_levels_is_reported(panel, family):
+    data = panel.assign(hit=(panel["x"] > 0.3) * 1.0)
+    if family == "poisson":
+        data["x"] = -data["hit"]
+        data["hit"] = data["c"] * (1 - data["hit"])
+    with pytest.warns(SeparationWarning, match="infinite"):
+        absorbed_glm("hit ~ x | region", data, family=family).fit()
+
+
+def test_stopping_early_is_reported(panel):
+    with pytest.warns(ConvergenceWarning, match="2 iterations"):
+        fit = absorbed_glm("c ~ x | region", panel, family="poisson").fit(maxiter=2)
+    assert not fit.converged and "NOT CONVERGED" in fit.summary().as_text()
+
+
+def test_components_are_counted_exactly_or_as_fixest_does(panel):
+    half = panel["firm"] >= 30
+    data = panel.assign(year=panel["year"] + 100 * half)
+    fit = absorbed_ols("y ~ x | firm + year", data).fit()
+    bound = fit.get_robustcov_results("nonrobust", fixef_exact=False)
+    assert bound.cov_kwds["parameters"] == fit.cov_kwds["parameters"] + 1
+    ratio = (fit.df_resid / (fit.df_resid - 1)) ** 0.5
+    np.testing.assert_allclose(bound.bse, ratio * fit.bse, rtol=1e-12)
+
+
 # -- conventions ----------------------------------------------------------------------
 
 
@@ -292,6 +342,8 @@ def test_small_sample_conventions(panel):
     assert result.cov_kwds["fixef_k"] == "nested"
     assert "nested in clusters" in result.summary().as_text()
     assert fit.df_resid == n - K
+    # One coefficient: its F is t squared, whatever the clusters.
+    np.testing.assert_allclose(result.fvalue, result.tvalues["x"] ** 2, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["HC2", "HC3", "opg"])

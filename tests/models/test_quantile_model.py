@@ -49,7 +49,7 @@ def test_standard_errors_match_quantreg(model, reference, q, kind):
 def test_statsmodels_call_gives_statsmodels_numbers(engel, q, vcov):
     smf = pytest.importorskip("statsmodels.formula.api")
     theirs = smf.quantreg("foodexp ~ income", engel).fit(
-        q=q, vcov=vcov, kernel="gau", bandwidth="bofinger", p_tol=1e-10, max_iter=5000
+        q=q, vcov=vcov, kernel="gau", bandwidth="bofinger"
     )
     ours = quantreg("foodexp ~ income", engel).fit(
         q=q, vcov=vcov, kernel="gau", bandwidth="bofinger"
@@ -115,9 +115,9 @@ def test_what_needs_a_likelihood_is_refused_with_the_reason(model, name):
 
 def test_weights_scale_the_losses(small):
     # A whole weight is a repeated row.
-    twice = quantreg("y ~ x + a", small, weights="f").fit(q=0.3)
+    twice = quantreg("y ~ x + a", small, weights="f").fit(q=0.313)
     rows = small.loc[np.repeat(small.index, small["f"])].reset_index(drop=True)
-    again = quantreg("y ~ x + a", rows).fit(q=0.3)
+    again = quantreg("y ~ x + a", rows).fit(q=0.313)
     np.testing.assert_allclose(twice.params, again.params, rtol=1e-9)
     np.testing.assert_allclose(twice.objective, again.objective, rtol=1e-12)
 
@@ -171,7 +171,11 @@ def test_a_flat_optimum_is_reported():
         ({"cov_type": "nid", "kernel": "epa"}, ModelError, "kernel"),
         ({"cov_type": "iid", "vcov": "iid"}, ValueError, "not both"),
         ({"kernel": "box"}, ModelError, "epa"),
-        ({"cov_type": "iid", "cov_kwds": {"hs": True, "kernel": "epa"}}, ModelError, "hs"),
+        (
+            {"cov_type": "iid", "cov_kwds": {"hs": True, "kernel": "epa"}},
+            ModelError,
+            "hs",
+        ),
     ],
 )
 def test_wrong_options(model, options, error, text):
