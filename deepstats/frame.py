@@ -122,8 +122,15 @@ class _Narwhal:
         return iter(self.frame.columns)
 
     def __getitem__(self, name: str) -> pd.Series:
+        import narwhals.stable.v1 as nw
+
         column = self.frame[name]
-        return column.to_pandas().reset_index(drop=True)
+        series = column.to_pandas().reset_index(drop=True)
+        if self.frame.implementation.is_polars() and column.dtype == nw.Categorical:
+            # Polars orders these by first use in the session: no order of the caller's.
+            levels = sorted(series.cat.categories)
+            series = series.cat.reorder_categories(levels, ordered=False)
+        return series
 
 
 def _to_series(values: Any) -> pd.Series:

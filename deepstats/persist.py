@@ -12,6 +12,7 @@ import json
 import math
 import platform
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
@@ -36,6 +37,13 @@ __all__ = ["load", "save"]
 
 FORMAT, VERSION = "deepstats results", 1
 _MOST_BYTES = 2_000_000_000
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    EOFError,
+)
 _ARRAYS = ("x", "bread", "covariance")
 
 #: Models that can be saved, and where they live; a file can name no other class.
@@ -298,7 +306,7 @@ def load(
     """
     try:
         return _load(Path(path), context)
-    except (zipfile.BadZipFile, json.JSONDecodeError, UnicodeDecodeError, EOFError) as e:
+    except _DAMAGE as e:
         raise ValueError(f"{path} is damaged or not a file of deepstats: {e}.") from e
     except (KeyError, TypeError, AttributeError, IndexError) as e:
         raise ValueError(

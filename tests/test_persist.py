@@ -52,7 +52,7 @@ CASES = {
     "ordinal": lambda d: OrdinalModel("c ~ x + a", d).fit(),
     "multinomial": lambda d: MultinomialModel("a ~ x", d, base="w").fit(),
     "beta": lambda d: BetaModel("share ~ x | z", d).fit(),
-    "quantile": lambda d: QuantReg("y ~ x + a", d).fit(),
+    "quantile": lambda d: QuantReg("y ~ x + z", d, q=0.31).fit(),
 }
 
 

@@ -346,7 +346,7 @@ class RegressionModel:
         maxiter: int,
     ) -> Tensor:
         if given is not None:
-            x = torch.as_tensor(np.asarray(given, dtype=np.float64))
+            x = torch.tensor(np.asarray(given, dtype=np.float64))
             if x.shape != (len(self.parameters),):
                 raise ValueError(
                     f"start_params needs {len(self.parameters)} values, in the order "
