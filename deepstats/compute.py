@@ -68,13 +68,18 @@ class Compute:
         """Whether blocks are worked on by an accelerator."""
         return self.device.type != "cpu"
 
-    def block_rows(self, columns: int) -> int:
-        """Rows of a block of `columns` float64 columns."""
+    def block_rows(self, columns: int, rows: int | None = None) -> int:
+        """Rows of a block of `columns` float64 columns, of `rows` in all.
+
+        Besides the block its scaled copy is held: with at least forty blocks both
+        together stay below a twentieth of the whole.
+        """
         width = 8 * max(columns, 1)
         if self.on_gpu:
             return max(1024, self.memory // (8 * width))
-        rows = max(256, min(16384, _CACHE_BYTES // width))
-        return max(64, min(rows, self.memory // (4 * width)))
+        size = max(256, min(16384, _CACHE_BYTES // width))
+        size = max(64, min(size, self.memory // (4 * width)))
+        return size if rows is None else min(size, max(1024, rows // 40))
 
     def resident(self, elements: int) -> bool:
         """Whether an array of that many elements may be held whole."""

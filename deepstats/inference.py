@@ -211,12 +211,12 @@ def _clustered(
     for size in range(1, len(groupings) + 1):
         for chosen in combinations(groupings, size):
             codes, count = _joint(chosen)
-            sums = likelihood.group_scores(x, codes, count)
             factor = 1.0
             if correct:
                 g = min(sizes) if ssc == "min" else count
                 factor = g / (g - 1)
-            total += (-1) ** (size + 1) * factor * sums.T @ sums
+            gram = likelihood.group_gram(x, codes, count)
+            total += (-1) ** (size + 1) * factor * gram
     if correct and degrees:
         total *= (nobs - 1) / residual
     names = " and ".join(f"{g.name} ({len(g)})" for g in groupings)

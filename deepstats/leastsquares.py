@@ -135,7 +135,7 @@ def _response(batch: Batch) -> Tensor:
 def _cross_products(design: Design, compute: Compute) -> tuple[Tensor, Tensor]:
     """X'WX and X'Wy in one pass."""
     X = design.X
-    rows = compute.block_rows(design.widest())
+    rows = compute.block_rows(design.widest(), design.n)
 
     def prepare() -> tuple:
         zeros = torch.zeros(X.raw, X.raw, dtype=torch.float64, device=compute.device)
@@ -165,7 +165,7 @@ def _residual_pass(
 ) -> tuple[Tensor, float]:
     """X'Wr and r'Wr at given coefficients."""
     X = design.X
-    rows = compute.block_rows(design.widest())
+    rows = compute.block_rows(design.widest(), design.n)
     raw = X.to_raw(params.to(compute.device)).to(compute.dtype)
 
     def prepare() -> tuple:

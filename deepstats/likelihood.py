@@ -84,6 +84,9 @@ class Likelihood(Protocol):
     def group_scores(self, x: Tensor, codes: Tensor, groups: int) -> Tensor:
         """Sum of scores in each group, shape (groups, p)."""
 
+    def group_gram(self, x: Tensor, codes: Tensor, groups: int) -> Tensor:
+        """Cross-products of the groups' summed scores, shape (p, p)."""
+
     def scores(self, x: Tensor) -> Tensor:
         """Score of each unit, shape (units, p)."""
 
@@ -123,7 +126,7 @@ class PredictorLikelihood:
         self.parameters: Parameters = model.parameters
         self.matrices = design.matrices
         self.layout = model.layout
-        self.rows = compute.block_rows(design.widest())
+        self.rows = compute.block_rows(design.widest(), design.n)
 
     # -- sums over blocks ---------------------------------------------------------
 
@@ -202,6 +205,22 @@ class PredictorLikelihood:
 
     def group_scores(self, x: Tensor, codes: Tensor, groups: int) -> Tensor:
         """Sum of scores in each group; see `Likelihood`."""
+        sums = self._group_sums(x, codes, groups)
+        parts = zip(self.layout, sums, strict=True)
+        return torch.cat([self.matrices[m].from_raw(s) for m, s in parts], dim=1).cpu()
+
+    def group_gram(self, x: Tensor, codes: Tensor, groups: int) -> Tensor:
+        """Cross-products of the groups' scores, shape (p, p)."""
+        sums = self._group_sums(x, codes, groups)
+        total = {
+            ("second", j, k): sums[j].T @ sums[k]
+            for j in range(len(sums))
+            for k in range(j, len(sums))
+        }
+        return self._assemble(total).cpu()
+
+    def _group_sums(self, x: Tensor, codes: Tensor, groups: int) -> list[Tensor]:
+        """Sums of scores in raw coordinates, one matrix for each predictor."""
         raw = self._raw(x.to(self.compute.device))
         codes = codes.to(self.compute.device)
         wide = sum(self.matrices[m].raw for m in self.layout)
@@ -221,13 +240,7 @@ class PredictorLikelihood:
                 )
 
         total = self._sum(body, groups=groups)
-        return torch.cat(
-            [
-                self.matrices[m].from_raw(total["group", j])
-                for j, m in enumerate(self.layout)
-            ],
-            dim=1,
-        ).cpu()
+        return [total["group", j] for j in range(len(self.layout))]
 
     def scores(self, x: Tensor) -> Tensor:
         """Score of each row, shape (n, p)."""
@@ -438,6 +451,11 @@ class UnitLikelihood:
         return (
             torch.zeros(groups, scores.shape[1]).double().index_add_(0, codes, scores)
         )
+
+    def group_gram(self, x: Tensor, codes: Tensor, groups: int) -> Tensor:
+        """Cross-products of the groups' scores, shape (p, p)."""
+        sums = self.group_scores(x, codes, groups)
+        return sums.T @ sums
 
     def scores(self, x: Tensor) -> Tensor:
         """Score of each unit, shape (units, p)."""

@@ -28,6 +28,7 @@ from .likelihood import PredictorLikelihood
 from .summary import Notes, Pairs, Summary, coefficient_table
 
 if TYPE_CHECKING:
+    from .bootstrap import BootstrapResults
     from .effects import MarginalEffects
     from .influence import Influence
     from .models.base import RegressionModel
@@ -610,6 +611,22 @@ class Results:
 
         return marginal_effects(self, variables, newdata, conf_level=conf_level)
 
+    def bootstrap(
+        self,
+        kind: str = "pairs",
+        replications: int = 999,
+        *,
+        groups: Any = None,
+        seed: int | None = None,
+        statistic: Callable[[pd.Series], Any] | None = None,
+    ) -> BootstrapResults:
+        """Fit to many resampled data sets at once; see `bootstrap.bootstrap`."""
+        from .bootstrap import bootstrap
+
+        return bootstrap(
+            self, kind, replications, groups=groups, seed=seed, statistic=statistic
+        )
+
     def get_influence(self) -> Influence:
         """Return leverages, studentised residuals, Cook's distances and dfbetas.
 
@@ -724,6 +741,25 @@ class Results:
         from .persist import save
 
         return save(self, path)
+
+    @property
+    def __maketables_coef_table__(self) -> pd.DataFrame:
+        from .adapters import maketables_table
+
+        return maketables_table(self)
+
+    def __maketables_stat__(self, key: str) -> Any:
+        from .adapters import maketables_statistic
+
+        return maketables_statistic(self, key)
+
+    @property
+    def __maketables_depvar__(self) -> str:
+        return self.response_name
+
+    @property
+    def __maketables_vcov_info__(self) -> dict[str, Any]:
+        return {"vcov_type": self.cov_type, "se_type": self.cov_description}
 
     def compare(self, other: Any, **options: Any) -> Any:
         """Set these estimates beside another program's; see `summary.compare`."""

@@ -63,7 +63,9 @@ def shared_data():
 
     def read(name: str) -> pd.DataFrame:
         if not (_SHARED / name).exists():
-            pytest.skip(f"{name} is only in ../shared/reference/data, which is not here")
+            pytest.skip(
+                f"{name} is only in ../shared/reference/data, which is not here"
+            )
         return _shared_csv(name).copy()
 
     return read

@@ -360,7 +360,9 @@ def test_exposure_that_is_not_positive(small):
 
 def test_infinite_offset(small):
     with pytest.raises(DesignError, match="offset is not finite"):
-        glm("count ~ x", small, "poisson", offset=np.r_[np.inf, np.ones(len(small) - 1)])
+        glm(
+            "count ~ x", small, "poisson", offset=np.r_[np.inf, np.ones(len(small) - 1)]
+        )
 
 
 def test_length_of_clusters(small):
@@ -456,7 +458,9 @@ def test_injection_by_an_option(option, small, tmp_path):
     assert not os.path.exists(path)
 
 
-@pytest.mark.parametrize("text", ("", "y", "y ~", "y ~ x +", "y ~ (x", "~", "y ~ x ~ z"))
+@pytest.mark.parametrize(
+    "text", ("", "y", "y ~", "y ~ x +", "y ~ (x", "~", "y ~ x ~ z")
+)
 def test_unfinished_formulas(text, small):
     with pytest.raises((FormulaError, DesignError)):
         ols(text, small)
@@ -474,7 +478,9 @@ def test_random_effects_where_there_are_none(small):
 def separated() -> pd.DataFrame:
     rng = np.random.default_rng(1)
     x = rng.normal(size=200)
-    return pd.DataFrame({"x": x, "z": rng.normal(size=200), "hit": (x > 0.1).astype(int)})
+    return pd.DataFrame(
+        {"x": x, "z": rng.normal(size=200), "hit": (x > 0.1).astype(int)}
+    )
 
 
 @pytest.mark.parametrize("link", ("logit", "probit", "cloglog"))

@@ -79,7 +79,11 @@ def test_require():
 def test_every_block_once_and_in_order(rows, threads):
     values = np.arange(rows)
     total = Compute("cpu", threads=threads).sum_blocks(
-        rows, 7, list, lambda a, b, out: out.extend(values[a:b]), lambda a, b: a.extend(b)
+        rows,
+        7,
+        list,
+        lambda a, b, out: out.extend(values[a:b]),
+        lambda a, b: a.extend(b),
     )
     assert total == values.tolist()
 

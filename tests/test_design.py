@@ -66,13 +66,19 @@ def test_pyarrow(small, wanted):
 
 def test_pyarrow_dtypes_of_pandas(small, wanted):
     pytest.importorskip("pyarrow")
-    same(Design.build(f"y ~ {RHS}", small.convert_dtypes(dtype_backend="pyarrow")), wanted)
+    same(
+        Design.build(f"y ~ {RHS}", small.convert_dtypes(dtype_backend="pyarrow")),
+        wanted,
+    )
 
 
 def test_polars_with_nulls(small):
     polars = pytest.importorskip("polars")
     frame = polars.DataFrame(small.to_dict("list")).with_columns(
-        polars.when(polars.col("c") == 2).then(None).otherwise(polars.col("x")).alias("x")
+        polars.when(polars.col("c") == 2)
+        .then(None)
+        .otherwise(polars.col("x"))
+        .alias("x")
     )
     design = Design.build("y ~ x + a", frame)
     keep = small["c"] != 2
@@ -101,7 +107,9 @@ def test_missing_rows_are_dropped_jointly(small):
     gone = [3, 7, 11, 20, 21]
     assert design.n_missing == 5
     assert design.rows.tolist() == [i for i in range(120) if i not in gone]
-    assert len(design.y) == len(design.weights) == len(design.offset) == design.X.n == 115
+    assert (
+        len(design.y) == len(design.weights) == len(design.offset) == design.X.n == 115
+    )
     assert design.index.tolist() == design.rows.tolist()
 
 
@@ -154,8 +162,12 @@ def test_codes_equal_dense_columns(rhs, small, monkeypatch):
     np.testing.assert_allclose(held.to_dense(), dense.to_dense(), rtol=1e-14)
 
 
-@pytest.mark.parametrize("kind", ("nonrobust", "HC0", "HC1", "HC2", "HC3", "cluster", "HAC"))
-@pytest.mark.parametrize("rhs", ("x + C(lev)", "x*C(lev)", "C(lev, contr.sum) + C(col)"))
+@pytest.mark.parametrize(
+    "kind", ("nonrobust", "HC0", "HC1", "HC2", "HC3", "cluster", "HAC")
+)
+@pytest.mark.parametrize(
+    "rhs", ("x + C(lev)", "x*C(lev)", "C(lev, contr.sum) + C(col)")
+)
 def test_fits_with_codes_equal_dense_fits(rhs, kind, small, monkeypatch):
     rng = np.random.default_rng(2)
     i = np.arange(5 * len(small))
@@ -196,7 +208,9 @@ def test_rebuild(rhs, small):
     rows = [8, 3, 99]
     again = design.spec.rebuild(small.iloc[rows].drop(columns="y"))
     assert again.X.names == design.X.names
-    np.testing.assert_allclose(again.X.to_dense(), design.X.to_dense()[rows], rtol=1e-13)
+    np.testing.assert_allclose(
+        again.X.to_dense(), design.X.to_dense()[rows], rtol=1e-13
+    )
 
 
 def test_rebuild_leaves_holes_out(small):

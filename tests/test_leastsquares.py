@@ -54,7 +54,7 @@ def by_numpy(design):
 def test_routes(route, rhs, options, blocks, small, monkeypatch):
     force(monkeypatch, route)
     if blocks == "tiny":
-        monkeypatch.setattr(Compute, "block_rows", lambda self, columns: 11)
+        monkeypatch.setattr(Compute, "block_rows", lambda self, *sizes: 11)
         monkeypatch.setattr(Compute, "resident", lambda self, elements: False)
     data = small.assign(lev=np.arange(len(small)) * 7 % 19)
     design = Design.build(f"y ~ {rhs}", data, compute=CPU, **options)
@@ -98,7 +98,7 @@ def test_cholesky_route_for_large_and_ill_conditioned_data(rng, monkeypatch):
 
 @pytest.mark.parametrize("rows", (8, 50, 500))
 def test_triangle(rows, small, monkeypatch):
-    monkeypatch.setattr(Compute, "block_rows", lambda self, columns: rows)
+    monkeypatch.setattr(Compute, "block_rows", lambda self, *sizes: rows)
     design = Design.build("y ~ x + z + a", small, weights="w")
     R, lengths = triangle(design, CPU)
     R = R.astype(float)

@@ -17,7 +17,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWa
 MODELS = {
     "poisson": ("count ~ x + a + offset(log(e))", dict(family="poisson")),
     "logit": ("hit ~ x*a + z", dict(family="binomial")),
-    "probit weighted": ("hit ~ x + a", dict(family="binomial", link="probit", weights="w")),
+    "probit weighted": (
+        "hit ~ x + a",
+        dict(family="binomial", link="probit", weights="w"),
+    ),
     "cbind": ("cbind(f, count) ~ x + a", dict(family="binomial", link="cloglog")),
     "poisson freq": ("count ~ x + z", dict(family="poisson", freq_weights="f")),
     "poisson sqrt": ("count ~ a", dict(family="poisson", link="sqrt")),
@@ -80,7 +83,9 @@ def test_closed_forms_against_autograd_and_differences(name, model):
     torch.testing.assert_close(found.information, -hessian, rtol=1e-11, atol=1e-9)
     h, steps = 1e-5, torch.eye(len(x), dtype=torch.float64)
     numeric = [(total(x + h * e) - total(x - h * e)) / (2 * h) for e in steps]
-    torch.testing.assert_close(found.gradient, torch.stack(numeric), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        found.gradient, torch.stack(numeric), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -107,12 +112,18 @@ def test_score_gram(name, model):
     likelihood = PredictorLikelihood(m, m.design, m.compute)
     s = likelihood.scores(x)
     f = m.design.freq_weights
-    f = torch.ones(len(s)).double() if f is None else torch.as_tensor(np.array(f, float))
+    f = (
+        torch.ones(len(s)).double()
+        if f is None
+        else torch.as_tensor(np.array(f, float))
+    )
     wanted = (s / f[:, None]).T @ s
     torch.testing.assert_close(likelihood.score_gram(x), wanted, rtol=1e-10, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ("poisson", "logit", "probit weighted", "poisson levels"))
+@pytest.mark.parametrize(
+    "name", ("poisson", "logit", "probit weighted", "poisson levels")
+)
 def test_leverages(name, model):
     m = model(name)
     likelihood = PredictorLikelihood(m, m.design, m.compute)
@@ -143,7 +154,10 @@ def test_the_two_likelihoods_agree(name, model):
     torch.testing.assert_close(one.scores(x), two.scores(x), rtol=1e-10, atol=1e-10)
     codes = torch.arange(m.design.n) % 5
     torch.testing.assert_close(
-        one.group_scores(x, codes, 5), two.group_scores(x, codes, 5), rtol=1e-10, atol=1e-9
+        one.group_scores(x, codes, 5),
+        two.group_scores(x, codes, 5),
+        rtol=1e-10,
+        atol=1e-9,
     )
     torch.testing.assert_close(
         one.score_gram(x), two.score_gram(x), rtol=1e-9, atol=1e-9
@@ -169,26 +183,24 @@ def everything(m):
 @pytest.mark.parametrize("name", ("poisson", "cbind", "poisson levels twice"))
 def test_sizes_of_blocks(name, rows, model, monkeypatch):
     wanted = everything(model(name))
-    monkeypatch.setattr(Compute, "block_rows", lambda self, columns: rows)
+    monkeypatch.setattr(Compute, "block_rows", lambda self, *sizes: rows)
     monkeypatch.setattr(Compute, "resident", lambda self, elements: False)
     torch.testing.assert_close(everything(model(name)), wanted, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", ("poisson", "cbind", "poisson levels twice"))
 def test_threads(name, model, monkeypatch):
-    monkeypatch.setattr(Compute, "block_rows", lambda self, columns: 9)
+    monkeypatch.setattr(Compute, "block_rows", lambda self, *sizes: 9)
     found = []
     for threads in (1, 2):
-        monkeypatch.setattr(
-            compute_module, "_default", Compute("cpu", threads=threads)
-        )
+        monkeypatch.setattr(compute_module, "_default", Compute("cpu", threads=threads))
         found.append(everything(model(name)))
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
 
 
 def test_threads_twice_the_same(model, monkeypatch):
     """The order of the sums does not depend on which worker is faster."""
-    monkeypatch.setattr(Compute, "block_rows", lambda self, columns: 9)
+    monkeypatch.setattr(Compute, "block_rows", lambda self, *sizes: 9)
     monkeypatch.setattr(compute_module, "_default", Compute("cpu", threads=2))
     torch.testing.assert_close(
         everything(model("poisson")), everything(model("poisson")), rtol=0, atol=0

@@ -95,8 +95,12 @@ def test_columns(kind, compute):
     X = by_hand(matrix)
     assert matrix.shape == X.shape
     np.testing.assert_allclose(matrix.to_dense(compute), X, atol=1e-15)
-    np.testing.assert_allclose(matrix.extended(7, 31).astype(float), X[7:31], atol=1e-15)
-    np.testing.assert_allclose(block(matrix, compute, 7, 31).columns(), X[7:31], atol=1e-15)
+    np.testing.assert_allclose(
+        matrix.extended(7, 31).astype(float), X[7:31], atol=1e-15
+    )
+    np.testing.assert_allclose(
+        block(matrix, compute, 7, 31).columns(), X[7:31], atol=1e-15
+    )
 
 
 def test_rows_kept():

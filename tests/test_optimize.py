@@ -116,4 +116,6 @@ def test_solve_information():
     bad = torch.tensor([[1.0, 2.0], [2.0, 1.0]]).double()
     assert torch.linalg.eigvalsh(solve_information(bad)).min() > 0
     free = torch.tensor([True, False])
-    torch.testing.assert_close(solve_information(A, free), torch.tensor([[0.25]]).double())
+    torch.testing.assert_close(
+        solve_information(A, free), torch.tensor([[0.25]]).double()
+    )

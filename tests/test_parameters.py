@@ -13,7 +13,9 @@ def parameters() -> Parameters:
     return Parameters(
         (
             Block("beta", ("Intercept", "x")),
-            Block("alpha", ("alpha",), positive=True, component="dispersion", lower=-18.0),
+            Block(
+                "alpha", ("alpha",), positive=True, component="dispersion", lower=-18.0
+            ),
         )
     )
 
@@ -41,7 +43,9 @@ def test_join_undoes_split(parameters):
 def test_reported_scale(parameters):
     flat = torch.tensor([1.0, -2.0, 0.5]).double()
     reported = parameters.reported(flat)
-    assert reported.tolist() == pytest.approx([1.0, -2.0, float(torch.tensor(0.5).exp())])
+    assert reported.tolist() == pytest.approx(
+        [1.0, -2.0, float(torch.tensor(0.5).exp())]
+    )
     torch.testing.assert_close(parameters.working(reported), flat)
     slope = torch.func.jacrev(parameters.reported)(flat).diagonal()
     torch.testing.assert_close(parameters.scale(flat), slope)

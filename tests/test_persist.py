@@ -52,7 +52,7 @@ CASES = {
     "ordinal": lambda d: OrdinalModel("c ~ x + a", d).fit(),
     "multinomial": lambda d: MultinomialModel("a ~ x", d, base="w").fit(),
     "beta": lambda d: BetaModel("share ~ x | z", d).fit(),
-    "quantile": lambda d: QuantReg("y ~ x + z", d, q=0.31).fit(),
+    "quantile": lambda d: QuantReg("y ~ x + z", d).fit(q=0.31),
 }
 
 
@@ -104,7 +104,8 @@ def test_a_loaded_fit_says_and_predicts_the_same(data, tmp_path, case):
     if "|" not in hypothesis and "[" not in hypothesis:
         assert again.wald_test(hypothesis) == fit.wald_test(hypothesis)
     assert load(again.save(tmp_path / "again.zip")).params.equals(fit.params)
-    with pytest.raises(ModelError, match="holds no data"):
+    message = "holds no data" if case != "quantile" else "quantile regression"
+    with pytest.raises(ModelError, match=message):
         again.get_robustcov_results("HC0")
 
 

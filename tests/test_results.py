@@ -106,7 +106,9 @@ def test_predict_with_offsets(small):
     new = small.iloc[:4]
     wanted = inside.predict(new)
     np.testing.assert_allclose(beside.predict(new), wanted, rtol=1e-12)
-    np.testing.assert_allclose(values.predict(new, exposure=new["e"]), wanted, rtol=1e-12)
+    np.testing.assert_allclose(
+        values.predict(new, exposure=new["e"]), wanted, rtol=1e-12
+    )
     np.testing.assert_allclose(
         beside.predict(new, exposure=np.ones(4)), wanted / new["e"], rtol=1e-12
     )
@@ -136,7 +138,9 @@ def test_predictions_with_high_cardinality(small):
     V = result.cov_params().to_numpy()
     found = result.get_prediction()
     np.testing.assert_allclose(found.predicted_mean, X @ result.params)
-    np.testing.assert_allclose(found.se_mean, np.sqrt(np.einsum("ij,jk,ik->i", X, V, X)))
+    np.testing.assert_allclose(
+        found.se_mean, np.sqrt(np.einsum("ij,jk,ik->i", X, V, X))
+    )
 
 
 def test_contrasts(result):
@@ -232,7 +236,12 @@ def test_information_criteria(result):
 
 @pytest.mark.parametrize(
     ("formula", "constant"),
-    (("y ~ x", True), ("y ~ 0 + x", False), ("y ~ 0 + a + x", True), ("y ~ 0 + a:b", True)),
+    (
+        ("y ~ x", True),
+        ("y ~ 0 + x", False),
+        ("y ~ 0 + a + x", True),
+        ("y ~ 0 + a:b", True),
+    ),
 )
 def test_constant_in_the_span(formula, constant, small):
     """R-squared is about the mean exactly when a constant is in the span."""
@@ -245,7 +254,10 @@ def test_constant_in_the_span(formula, constant, small):
 def test_f_without_a_constant(small):
     statsmodels = pytest.importorskip("statsmodels.formula.api")
     for formula in ("y ~ 0 + x + z", "y ~ 0 + a + x"):
-        ours, theirs = ds.OLS(formula, small).fit(), statsmodels.ols(formula, small).fit()
+        ours, theirs = (
+            ds.OLS(formula, small).fit(),
+            statsmodels.ols(formula, small).fit(),
+        )
         assert ours.fvalue == pytest.approx(theirs.fvalue, rel=1e-9)
         assert ours.df_model == theirs.df_model
         assert ours.rsquared_adj == pytest.approx(theirs.rsquared_adj, rel=1e-9)
@@ -294,7 +306,9 @@ def test_scale_of_weights_does_not_matter(small):
 
 def test_cbind_is_the_long_form(small):
     wide = small.assign(failures=small["f"] + 1, successes=small["count"])
-    found = ds.GLM("cbind(successes, failures) ~ x + a", wide, family="binomial").fit("HC0")
+    found = ds.GLM("cbind(successes, failures) ~ x + a", wide, family="binomial").fit(
+        "HC0"
+    )
     long = pd.concat(
         [
             wide.loc[wide.index.repeat(wide["successes"])].assign(won=1),

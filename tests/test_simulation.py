@@ -12,7 +12,7 @@ import deepstats as ds
 from deepstats.families import get_family
 from deepstats.likelihood import pointwise
 
-REPLICATES, ROWS, CHECKED = 2000, 400, 3
+REPLICATES, ROWS, CHECKED = 2000, 250, 3
 BETA = torch.tensor([0.3, 0.5, -0.4]).double()
 ALPHA = 0.7
 
@@ -51,6 +51,13 @@ def least_squares_hc3(X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return beta, (bread @ (A.mT @ A) @ bread).diagonal(dim1=-2, dim2=-1).sqrt()
 
 
+def lifted_inverse(information: Tensor) -> Tensor:
+    """Inverse after negative curvature is turned round (far from the maximum)."""
+    values, vectors = torch.linalg.eigh(information)
+    values = values.abs().clamp_min(1e-3)
+    return (vectors / values[:, None, :]) @ vectors.mT
+
+
 def newton(X: Tensor, y: Tensor, family, start: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum likelihood of every data set by Newton's steps on the family's log_prob.
 
@@ -58,28 +65,45 @@ def newton(X: Tensor, y: Tensor, family, start: Tensor) -> tuple[Tensor, Tensor]
     second linear predictor's only coefficient.
     """
     theta = start.expand(len(X), -1).clone()
-    for _ in range(25):
-        eta = (X @ theta[:, :3, None])[..., 0]
-        etas = (eta,) if theta.shape[1] == 3 else (eta, theta[:, 3:].expand_as(eta))
-        found = pointwise(lambda *e: family.log_prob(y, *e), etas)
-        A = [X, torch.ones_like(X[..., :1])][: len(etas)]
-        g = torch.cat(
-            [(a.mT @ u[..., None])[..., 0] for a, u in zip(A, found.first, strict=True)], 1
-        )
-        rows = []
-        for j in range(len(etas)):
-            blocks = []
-            for k in range(len(etas)):
-                d = found.second[min(j, k), max(j, k)]
-                blocks.append(A[j].mT @ (d[..., None] * A[k]))
-            rows.append(torch.cat(blocks, dim=-1))
-        cov = torch.linalg.inv(torch.cat(rows, dim=-2))
+    before, value = theta.clone(), theta.new_full((len(X),), -torch.inf)
+    se, left = torch.empty_like(theta), torch.arange(len(X))
+    for _ in range(40):
+        now, g, information = derivatives(X[left], y[left], family, theta[left])
+        fell = now < value[left] - 1e-9
+        theta[left[fell]] = (theta[left[fell]] + before[left[fell]]) / 2
+        left, g, information = left[~fell], g[~fell], information[~fell]
+        value[left], before[left] = now[~fell], theta[left]
+        cov = lifted_inverse(information)
         step = (cov @ g[..., None])[..., 0]
-        theta = theta + step.clamp(-1, 1)
-        if float(step.abs().max()) < 1e-9:
-            break
-    assert float(step.abs().max()) < 1e-9
-    return theta, cov.diagonal(dim1=-2, dim2=-1).sqrt()
+        theta[left] += step / step.abs().amax(1, keepdim=True).clamp_min(1.0)
+        se[left] = cov.diagonal(dim1=-2, dim2=-1).sqrt()
+        moved = torch.ones(len(X), dtype=torch.bool)
+        moved[left] = step.abs().amax(1) >= 1e-7
+        left = torch.nonzero(moved & ((theta - before).abs().amax(1) >= 1e-7))[:, 0]
+        if not len(left):
+            return theta, se
+    raise AssertionError(f"{len(left)} data sets have no estimates")
+
+
+def derivatives(X: Tensor, y: Tensor, family, theta: Tensor) -> tuple[Tensor, ...]:
+    """Log-likelihood, score and information of every data set."""
+    eta = (X @ theta[:, :3, None])[..., 0]
+    etas = (eta,) if theta.shape[1] == 3 else (eta, theta[:, 3:].expand_as(eta))
+    found = pointwise(lambda *e: family.log_prob(y, *e), etas)
+    A = [X, torch.ones_like(X[..., :1])][: len(etas)]
+    scores = [
+        (a.mT @ u[..., None])[..., 0] for a, u in zip(A, found.first, strict=True)
+    ]
+    places = range(len(etas))
+    rows = [
+        [
+            A[j].mT @ (found.second[min(j, k), max(j, k)][..., None] * A[k])
+            for k in places
+        ]
+        for j in places
+    ]
+    information = torch.cat([torch.cat(row, dim=-1) for row in rows], dim=-2)
+    return found.value.sum(1), torch.cat(scores, 1), information
 
 
 def frame(data: dict[str, Tensor], number: int) -> pd.DataFrame:
@@ -94,8 +118,14 @@ def fits(data):
         X, y = data["X"], data[name]
         if name == "ols":
             return least_squares_hc3(X, y)
-        start = torch.tensor([0.1, 0.0, 0.0, -0.5][: 4 if name == "nb2" else 3]).double()
-        families = {"logit": "binomial", "poisson": "poisson", "nb2": "negativebinomial"}
+        start = torch.tensor(
+            [0.1, 0.0, 0.0, -0.5][: 4 if name == "nb2" else 3]
+        ).double()
+        families = {
+            "logit": "binomial",
+            "poisson": "poisson",
+            "nb2": "negativebinomial",
+        }
         return newton(X, y, get_family(families[name]), start)
 
     return fit

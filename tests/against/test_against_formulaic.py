@@ -120,7 +120,9 @@ def test_columns(rhs, data):
 def test_span_and_rank(rhs, data):
     """No column is redundant but where formulaic's are."""
     X = Design.build(f"y ~ {rhs}", data).X.to_dense().numpy()
-    Z = formulaic.model_matrix(rhs, data, context={"sqrt": np.sqrt}).to_numpy(dtype=float)
+    Z = formulaic.model_matrix(rhs, data, context={"sqrt": np.sqrt}).to_numpy(
+        dtype=float
+    )
     rank = np.linalg.matrix_rank(X)
     assert rank == np.linalg.matrix_rank(Z)
     assert rank == np.linalg.matrix_rank(np.column_stack([X, Z]))
@@ -130,8 +132,8 @@ def test_span_and_rank(rhs, data):
 def test_new_data(rhs, data):
     train, new = data.iloc[:70], data.iloc[70:]
     ours = Design.build(f"y ~ {rhs}", train).spec.rebuild(new).X
-    theirs = formulaic.model_matrix(rhs, train, context={"sqrt": np.sqrt}).model_spec.get_model_matrix(
-        new, context={"sqrt": np.sqrt}
-    )
+    theirs = formulaic.model_matrix(
+        rhs, train, context={"sqrt": np.sqrt}
+    ).model_spec.get_model_matrix(new, context={"sqrt": np.sqrt})
     wanted = theirs.to_numpy(dtype=float)
     np.testing.assert_allclose(ours.to_dense().numpy(), wanted, rtol=1e-11, atol=1e-10)

@@ -30,7 +30,9 @@ def same(ours, theirs) -> None:
     close(ours.bse, theirs.bse, SE)
     close(ours.tvalues, theirs.tvalues, SE)
     np.testing.assert_allclose(ours.pvalues, theirs.pvalues, rtol=1e-5, atol=1e-300)
-    np.testing.assert_allclose(ours.conf_int(), theirs.conf_int(), rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(
+        ours.conf_int(), theirs.conf_int(), rtol=1e-7, atol=1e-12
+    )
     assert ours.use_t == theirs.use_t
 
 
@@ -38,7 +40,7 @@ def same(ours, theirs) -> None:
 def compas(shared_data):
     frame = shared_data("reg_compas.csv")
     names = ["Recid", "juv_fel_count", "priors_count", "YearsScreening", "race", "sex"]
-    return frame.dropna(subset=names).assign(decile=lambda d: (d["person_id"] % 10))
+    return frame.dropna(subset=names).assign(decile=lambda d: d["person_id"] % 10)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,9 @@ def pairs(docvisits, petersen, compas):
             ours = ds.GLM(text, compas, family="poisson")
             return ours, smf.poisson(text, compas), compas
         if name == "logit docvisits":
-            text = "I(drvisits > 0) ~ private + medicaid + age + educ + actlim + chronic"
+            text = (
+                "I(drvisits > 0) ~ private + medicaid + age + educ + actlim + chronic"
+            )
             frame = plain.assign(any=(plain["drvisits"] > 0).astype(int))
             text = text.replace("I(drvisits > 0)", "any")
             return ds.GLM(text, frame, family="binomial"), smf.logit(text, frame), frame
@@ -244,7 +248,10 @@ def test_clusters(name, correct, pairs):
     column = CLUSTERED[name]
     kwds = {"groups": column, "use_correction": correct}
     found = ours.fit("cluster", kwds)
-    kwds = {"groups": data[column].astype("category").cat.codes, "use_correction": correct}
+    kwds = {
+        "groups": data[column].astype("category").cat.codes,
+        "use_correction": correct,
+    }
     fit = theirs.fit if name.startswith("ols") else lambda **o: _fit(theirs, **o)
     same(found, fit(cov_type="cluster", cov_kwds=kwds))
 
@@ -253,7 +260,9 @@ def test_clusters_with_student_t(petersen):
     kwds = {"groups": "firm"}
     ours = ds.OLS("y ~ x", petersen).fit("cluster", kwds, use_t=True)
     kwds = {"groups": petersen["firm"]}
-    theirs = smf.ols("y ~ x", petersen).fit(cov_type="cluster", cov_kwds=kwds, use_t=True)
+    theirs = smf.ols("y ~ x", petersen).fit(
+        cov_type="cluster", cov_kwds=kwds, use_t=True
+    )
     same(ours, theirs)
 
 
@@ -291,7 +300,9 @@ def test_least_squares_figures(pairs):
         "centered_tss", "uncentered_tss", "mse_resid", "mse_model", "mse_total",
         "scale", "nobs", "df_model", "df_resid",
     ):  # fmt: skip
-        assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-10), name
+        assert getattr(found, name) == pytest.approx(
+            getattr(wanted, name), rel=1e-10
+        ), name
     for name in ("HC0_se", "HC1_se", "HC2_se", "HC3_se"):
         close(getattr(found, name), getattr(wanted, name), SE)
     np.testing.assert_allclose(found.resid, wanted.resid, atol=1e-10)
@@ -313,7 +324,9 @@ def test_weighted_least_squares(small):
     theirs = smf.wls("y ~ a + x", small, weights=small["w"]).fit()
     same(ours, theirs)
     for name in ("rsquared", "llf", "ssr", "fvalue", "aic", "centered_tss"):
-        assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-10), name
+        assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-10), (
+            name
+        )
     for kind in KINDS[1:]:
         close(
             ours.get_robustcov_results(kind).bse,
@@ -367,7 +380,9 @@ def test_glm(name, weighting, small):
 
 def test_offset_and_exposure(small):
     family = sm.families.Poisson()
-    theirs = smf.glm("count ~ x", small, family=family, exposure=small["e"]).fit(tol=1e-14)
+    theirs = smf.glm("count ~ x", small, family=family, exposure=small["e"]).fit(
+        tol=1e-14
+    )
     for options in (
         {"exposure": "e"},
         {"exposure": small["e"]},
@@ -412,3 +427,82 @@ def test_contrasts_and_joint_tests(small):
     for term in found.index:
         assert found.loc[term, "F"] == pytest.approx(wanted.loc[term, "statistic"])
         assert found.loc[term, "pvalue"] == pytest.approx(wanted.loc[term, "pvalue"])
+
+
+# -- negative binomial -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def negative_binomials(docvisits, compas):
+    plain = docvisits.assign(region=docvisits["region"].astype(str))
+    text = "priors_count ~ C(race) + C(sex) + YearsScreening"
+    # Centred and scaled: statsmodels' optimiser stops early where columns differ in size.
+    years = compas["YearsScreening"]
+    scaled = compas.assign(YearsScreening=(years - years.mean()) / years.std())
+    return {
+        "docvisits": (DOCVISITS, plain, "region"),
+        "compas": (text, scaled, "decile"),
+    }
+
+
+@pytest.fixture(scope="module")
+def nb2(negative_binomials):
+    cache = {}
+
+    def fit(name):
+        if name not in cache:
+            text, data, _ = negative_binomials[name]
+            ours = ds.negativebinomial(text, data, loglike="nb2")
+            theirs = smf.negativebinomial(text, data, loglike_method="nb2")
+            found = ours.fit()
+            # statsmodels' own start does not reach the optimum on these data.
+            start = found.params.to_numpy() * 1.001
+            cache[name] = found, theirs, start
+        return cache[name]
+
+    return fit
+
+
+@pytest.mark.parametrize("kind", ("nonrobust", "HC0", "cluster"))
+@pytest.mark.parametrize("name", ("docvisits", "compas"))
+def test_negative_binomial(name, kind, nb2, negative_binomials):
+    found, theirs, start = nb2(name)
+    _, data, column = negative_binomials[name]
+    ours = found.get_robustcov_results(
+        kind, **({"groups": column} if kind == "cluster" else {})
+    )
+    kwds = None
+    if kind == "cluster":
+        kwds = {"groups": data[column].astype("category").cat.codes.to_numpy()}
+    wanted = theirs.fit(
+        start_params=start,
+        method="newton",
+        disp=0,
+        tol=1e-12,
+        cov_type=kind,
+        cov_kwds=kwds,
+    )
+    np.testing.assert_allclose(ours.params, wanted.params, rtol=1e-7)
+    np.testing.assert_allclose(ours.bse, wanted.bse, rtol=1e-6)
+    assert ours.llf == pytest.approx(wanted.llf, rel=1e-11)
+    assert ours.aic == pytest.approx(wanted.aic, rel=1e-11)
+
+
+@pytest.mark.parametrize("groups", (["region", "educ"],))
+def test_negative_binomial_two_ways(groups, nb2, negative_binomials):
+    found, theirs, start = nb2("docvisits")
+    _, data, _ = negative_binomials["docvisits"]
+    ours = found.get_robustcov_results("cluster", groups=groups)
+    codes = np.column_stack([data[g].factorize()[0] for g in groups])
+    wanted = theirs.fit(
+        start_params=start, method="newton", disp=0, tol=1e-12, cov_type="cluster",
+        cov_kwds={"groups": codes},
+    )  # fmt: skip
+    np.testing.assert_allclose(ours.bse, wanted.bse, rtol=1e-6)
+
+
+def test_negative_binomial_hc1_is_hc0_scaled(nb2):
+    found, _, _ = nb2("docvisits")
+    n, k = 4406, 8  # the dispersion is counted too
+    a, b = (found.get_robustcov_results(kind).bse for kind in ("HC0", "HC1"))
+    np.testing.assert_allclose(b, a * np.sqrt(n / (n - k)), rtol=1e-12)
