@@ -31,8 +31,8 @@ def for_marginaleffects(results: Results) -> Any:
     Returns
     -------
     marginaleffects.classes.ModelAbstract
-        Give it to ``predictions``, ``comparisons``, ``slopes``, ``hypotheses`` and their
-        averages. ``vcov=`` takes the names of deepstats' covariances.
+        Give it to ``predictions``, ``comparisons``, ``slopes``, ``hypotheses`` and
+        their averages. ``vcov=`` takes the names of deepstats' covariances.
 
     Raises
     ------
@@ -60,8 +60,8 @@ def for_marginaleffects(results: Results) -> Any:
             if vcov is False:
                 return None
             if vcov is True or vcov is None:
-                return results._cov
-            return results.get_robustcov_results(vcov)._cov
+                return _covariance(results)
+            return _covariance(results.get_robustcov_results(vcov))
 
         def find_response(self) -> str:
             return results.response_name
@@ -84,10 +84,17 @@ def for_marginaleffects(results: Results) -> Any:
         formula=results.formula_text,
         modeldata=_data(results),
         package="deepstats",
-        vcov=results._cov,
+        vcov=_covariance(results),
         variable_names=[results.response_name, *_variables(results)],
     )
     return ModelDeepstats(results, vault)
+
+
+def _covariance(results: Results) -> np.ndarray:
+    """Covariance in use; parameters at the edge of their range are held there."""
+    V, held = results._cov.copy(), list(results.fit_info.at_bound)
+    V[held] = V[:, held] = 0.0
+    return V
 
 
 def _variables(results: Results) -> dict[str, None]:
@@ -104,12 +111,12 @@ def _data(results: Results) -> Any:
     import polars as pl
 
     design = results.likelihood.design
-    table = design.spec.table
+    table: Any = design.spec.table
     columns = {}
     for name in table.columns:
         column = pd.Series(table.full(name))
         column = column if design.rows is None else column.iloc[design.rows]
-        values = pl.from_pandas(column.reset_index(drop=True))
+        values: Any = pl.from_pandas(column.reset_index(drop=True))
         if values.dtype == pl.String:
             # marginaleffects refuses strings: it wants their levels.
             values = values.cast(pl.Enum(values.drop_nulls().unique().sort()))
@@ -192,7 +199,9 @@ def maketables_statistic(results: Results, key: str) -> Any:
     if key == "se_type":
         return results.cov_description
     if key == "rmse":
-        return float(np.sqrt(results.scale)) if "ssr" in results.fit_info.facts else None
+        return (
+            float(np.sqrt(results.scale)) if "ssr" in results.fit_info.facts else None
+        )
     name = _STATISTICS.get(key)
     value = None if name is None else getattr(results, name, None)
     return int(value) if key == "N" and value is not None else value

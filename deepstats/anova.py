@@ -453,7 +453,8 @@ def _fall(results: Results, fall: float, df: float, test: str) -> dict[str, floa
 
 def _check_contrasts(results: Results) -> None:
     """Warn of factors in interactions whose coding does not sum to zero."""
-    spec = results.model.design.spec
+    spec = results.likelihood.design.spec
+    table: Any = spec.table
     wrong = {}
     for term in spec.formula.rhs.terms:
         for expression in term.factors if len(term.factors) > 1 else ():
@@ -461,7 +462,7 @@ def _check_contrasts(results: Results) -> None:
             if stored.get("kind") != "categorical":
                 continue
             state = dict(stored["state"])
-            found = evaluate(expression, spec.table, state, spec.context)
+            found = evaluate(expression, table, state, spec.context)
             if isinstance(found, Categorical):
                 coding = found.contrast.matrix(found.levels, True)
                 if not np.allclose(coding.sum(0), 0, atol=1e-8):
@@ -515,8 +516,8 @@ def _check_nested(fits: tuple[Results, ...]) -> None:
         if other.nobs != first.nobs or other.response_name != first.response_name:
             raise ValueError(
                 f"the fits use {first.nobs:g} observations of {first.response_name} "
-                f"and {other.nobs:g} of {other.response_name}; nested fits use the same "
-                "rows."
+                f"and {other.nobs:g} of {other.response_name}; nested fits use the "
+                "same rows."
             )
     for one, other in pairwise(fits):
         if one.df_resid == other.df_resid:

@@ -79,13 +79,11 @@ class Replicates:
     size: Tensor | None = None
     compute: Compute = field(default_factory=default_compute)
 
-    def points(
-        self, x: Tensor, which: Tensor, order: int, information: str
-    ) -> Any:
+    def points(self, x: Tensor, which: Tensor, order: int, information: str) -> Any:
         """Yield rows, point-wise derivatives (A, rows) and weights, piece by piece."""
         parts = torch.split(x, [X.shape[1] for X in self.X], dim=1)
-        n = self.X[0].shape[0]
-        limit = self.compute.memory // 400 if self.compute.on_gpu else _PIECE
+        n, on_gpu = self.X[0].shape[0], self.compute.on_gpu
+        limit = int(self.compute.memory or 0) // 400 if on_gpu else _PIECE
         rows = max(64, limit // max(len(which), 1))
         for start in range(0, n, rows):
             at = slice(start, min(start + rows, n))
@@ -96,14 +94,25 @@ class Replicates:
             yield at, found, self._weight(at, which)
 
     def _point(
-        self, at: slice, etas: tuple[Tensor, ...], which: Tensor, order: int, information: str
-    ) -> Point:  # fmt: skip
-        """Derivatives at all replicates' rows, which `point` sees as one long column."""
+        self,
+        at: slice,
+        etas: tuple[Tensor, ...],
+        which: Tensor,
+        order: int,
+        information: str,
+    ) -> Point:
+        """Differentiate at the rows of replicates, to `point` one long column."""
         shape = etas[0].shape
         y = self.y[at] if self.y.ndim == 1 else self.y[which][:, at]
         size = None if self.size is None else self.size[at].expand(shape).reshape(-1)
         long = Batch(
-            y.expand(shape).reshape(-1), (), (None,), None, None, size, slice(0, y.numel())
+            y.expand(shape).reshape(-1),
+            (),
+            (None,),
+            None,
+            None,
+            size,
+            slice(0, y.numel()),
         )
         found = self.point(long, tuple(e.reshape(-1) for e in etas), order, information)
         return Point(
@@ -143,11 +152,13 @@ class Replicates:
         return value, torch.cat(gradients, dim=1), self._assemble(pairs, x)
 
     def meat(self, x: Tensor, which: Tensor, inverse: Tensor, power: float) -> Tensor:
-        """Sums of score times score', each over ``(1 - h)**power``; shape (A, p, p)."""
+        """Score times score', over ``(1 - h)**power``, summed; shape (A, p, p)."""
         sizes = [X.shape[1] for X in self.X]
         pairs: dict[tuple[int, int], Tensor] = {}
         for at, found, w in self.points(x, which, 2, "expected"):
-            scale = torch.ones_like(found.value) if w is None else w.expand_as(found.value)
+            scale = (
+                torch.ones_like(found.value) if w is None else w.expand_as(found.value)
+            )
             if power:
                 h = self._leverages(found, scale, at, inverse, sizes)
                 scale = scale * (1 - h).pow(-power / 2)
@@ -243,14 +254,15 @@ def batched_newton(
     -------
     BatchOptimum
     """
-    count, p = start.shape
+    count = len(start)
     x = start.clone()
     active = torch.arange(count, device=start.device)
     value, gradient, information = objective(x, active)
     free = torch.ones_like(x, dtype=torch.bool)
     converged = torch.zeros(count, dtype=torch.bool, device=start.device)
-    iteration = 0
-    for iteration in range(1, max_iterations + 1):
+    iterations = 0
+    while len(active) and iterations < max_iterations:
+        iterations += 1
         step = _steps(information[active], gradient[active], free[active])
         slope = (gradient[active] * step).sum(1)
         usable = torch.isfinite(slope) & torch.isfinite(value[active])
@@ -262,7 +274,9 @@ def batched_newton(
         active, step, slope = active[~done], step[~done], slope[~done]
         if not len(active):
             break
-        failed = _search(objective, x, (value, gradient, information), active, step, slope)
+        failed = _search(
+            objective, x, (value, gradient, information), active, step, slope
+        )
         # Rounding: a short step is left and the value cannot rise.
         converged[active[failed & (slope < 1e-6)]] = True
         active = active[~failed]
@@ -274,12 +288,12 @@ def batched_newton(
                 free[active] &= ~passed
                 again = active[moved]
                 for old, new in zip(
-                    (value, gradient, information), objective(x[again], again), strict=True
+                    (value, gradient, information),
+                    objective(x[again], again),
+                    strict=True,
                 ):
                     old[again] = new
-        if not len(active):
-            break
-    return BatchOptimum(x, value, information, converged, free, iteration)
+    return BatchOptimum(x, value, information, converged, free, iterations)
 
 
 def _steps(information: Tensor, gradient: Tensor, free: Tensor) -> Tensor:
@@ -426,8 +440,8 @@ class BootstrapResults:
 
         if self.acceleration is None:
             raise ValueError(
-                f"bca intervals need resampled rows or clusters, not kind={self.kind!r}; "
-                "use method='percentile', 'basic' or 'normal'."
+                "bca intervals need resampled rows or clusters, not "
+                f"kind={self.kind!r}; use method='percentile', 'basic' or 'normal'."
             )
         below = (values < self.estimate.to_numpy()).mean(axis=0)
         below = np.clip(below, 1 / (len(values) + 1), len(values) / (len(values) + 1))
@@ -570,12 +584,16 @@ def _as_series(value: Any) -> pd.Series:
     if isinstance(value, pd.Series):
         return value.astype(float)
     values = np.atleast_1d(np.asarray(value, dtype=float))
-    names = ["statistic"] if len(values) == 1 else [f"statistic[{j}]" for j in range(len(values))]  # noqa: E501
+    names = (
+        ["statistic"]
+        if len(values) == 1
+        else [f"statistic[{j}]" for j in range(len(values))]
+    )
     return pd.Series(values, index=names)
 
 
 def _gradient(statistic: Callable[[pd.Series], Any], results: Results) -> np.ndarray:
-    """Derivatives of a statistic in the parameters reported, (q, p), numerically."""
+    """Differentiate a statistic in the parameters reported, (q, p), numerically."""
     columns, params = [], results.params
     for name, se in zip(results.names, results.bse, strict=True):
         h = 1e-4 * (se if np.isfinite(se) and se > 0 else abs(params[name]) or 1.0)
@@ -626,9 +644,9 @@ class _Plan:
         design, compute = likelihood.design, likelihood.compute
         if design.absorbed or design.random:
             raise ModelError(
-                f"the bootstrap of {results.model_name} is not supported: its effects are "
-                "not among its columns. Write them as C(factor), or use cluster-robust "
-                "standard errors."
+                f"the bootstrap of {results.model_name} is not supported: its effects "
+                "are not among its columns. Write them as C(factor), or use "
+                "cluster-robust standard errors."
             )
         columns = sum(design.matrices[m].k for m in model.layout)
         compute.require(
@@ -649,7 +667,7 @@ class _Plan:
             _point_of(model), tuple(dense[m] for m in model.layout), y,
             tensor(design.weights), tensor(design.offset), tensor(design.size), compute,
         )  # fmt: skip
-        fits = max(1, compute.memory // (48 * 8 * design.n))
+        fits = max(1, int(compute.memory or 0) // (48 * 8 * design.n))
         extra: dict[str, Any] = {"freq": tensor(design.freq_weights)}
         if kind == "cluster":
             grouping = design.grouping(groups)
@@ -705,7 +723,9 @@ class _Plan:
         """Responses from the fitted distribution, shape (count, n)."""
         model: Any = self.results.model
         likelihood, x = self.results.likelihood, self.results.fit_info.x
-        etas = likelihood.map(x, lambda b, e: torch.stack(e, dim=1), len(model.layout)).T
+        etas = likelihood.map(
+            x, lambda b, e: torch.stack(e, dim=1), len(model.layout)
+        ).T
         if hasattr(model, "probabilities"):
             cut = model.probabilities(*etas).cumsum(1)
             u = torch.rand(count, len(cut), dtype=torch.float64, generator=generator)
@@ -739,6 +759,7 @@ class _Plan:
         scores = results.likelihood.scores(x)
         f = torch.ones(len(scores), dtype=torch.float64)
         if self.kind == "cluster":
+            assert self.codes is not None
             sums = torch.zeros(self.clusters, scores.shape[1], dtype=torch.float64)
             scores = sums.index_add_(0, self.codes, scores)
             f = torch.ones(self.clusters, dtype=torch.float64)
@@ -746,7 +767,9 @@ class _Plan:
             f = self.freq.cpu().double()
             scores = scores / f[:, None]
         scale = results.model.parameters.scale(x)
-        change = torch.from_numpy(np.asarray(gradient)) @ (scale[:, None] * _bread(results))
+        change = torch.from_numpy(np.asarray(gradient)) @ (
+            scale[:, None] * _bread(results)
+        )
         influence = scores @ change.T
         cubes = (f[:, None] * influence**3).sum(0)
         squares = (f[:, None] * influence**2).sum(0)
@@ -778,13 +801,13 @@ def _fitted(results: Results, kind: str) -> dict[str, Any]:
         free = getattr(family, "scale", "one") == "estimated"
         if design.weights is not None and not free:
             raise ModelError(
-                f"{results.model_name} with precision weights is no distribution to draw "
-                "from; use kind='pairs' or 'cluster'."
+                f"{results.model_name} with precision weights is no distribution to "
+                "draw from; use kind='pairs' or 'cluster'."
             )
         if not getattr(family, "has_likelihood", True):
             raise ModelError(
-                f"{family.name} is a quasi-likelihood, no distribution to draw from; use "
-                "kind='pairs' or 'cluster'."
+                f"{family.name} is a quasi-likelihood, no distribution to draw from; "
+                "use kind='pairs' or 'cluster'."
             )
         return {}
     if "ssr" not in results.fit_info.facts:
@@ -813,8 +836,11 @@ def _point_of(model: Any) -> PointFunction:
 
 def _point_of_family(family: Family) -> PointFunction:
     links = [link.name for link in family.links]
-    fast = isinstance(family, NegativeBinomial) and links == ["log", "log"]
-    fast = fast and family.loglike == "nb2"
+    fast = (
+        isinstance(family, NegativeBinomial)
+        and family.loglike == "nb2"
+        and links == ["log", "log"]
+    )
 
     def point(
         batch: Batch, etas: tuple[Tensor, ...], order: int, information: str
@@ -934,9 +960,10 @@ def simulate_fits(
     powers = {"nonrobust": None, "HC0": 0, "HC1": 0, "HC2": 1, "HC3": 2}
     if cov_type not in powers:
         raise ValueError(f"cov_type must be one of {tuple(powers)}, not {cov_type!r}.")
-    family = get_family(family) if isinstance(family, str) else family
-    if not isinstance(family, Family):
+    found_family = get_family(family) if isinstance(family, str) else family
+    if not isinstance(found_family, Family):
         raise ValueError(f"{family!r} is a model of categories, which this cannot do.")
+    family = found_family
     compute = compute or default_compute()
     problem = _problem(family, X, Y, weights, offset, size, compute)
     start = _starts(family, problem)
@@ -949,7 +976,8 @@ def simulate_fits(
         information == "expected" and not simple
     ):
         raise ValueError(
-            f"information={information!r} is not known for {family.name}; use 'observed'."
+            f"information={information!r} is not known for {family.name}; use "
+            "'observed'."
         )
     _, _, matrix = problem.derivatives(found.x, everything, information)
     bread = _inverses(matrix)
@@ -975,8 +1003,14 @@ def simulate_fits(
 
 
 def _problem(
-    family: Family, X: Any, Y: Any, weights: Any, offset: Any, size: Any, compute: Compute
-) -> Replicates:  # fmt: skip
+    family: Family,
+    X: Any,
+    Y: Any,
+    weights: Any,
+    offset: Any,
+    size: Any,
+    compute: Compute,
+) -> Replicates:
     def tensor(values: Any) -> Tensor | None:
         return None if values is None else compute.tensor(values)
 
@@ -985,7 +1019,11 @@ def _problem(
     n = columns[0].shape[0]
     columns += [columns[0].new_ones(n, 1)] * (len(family.predictors) - len(columns))
     responses = compute.tensor(Y)
-    if responses.ndim != 2 or responses.shape[1] != n or any(len(c) != n for c in columns):
+    if (
+        responses.ndim != 2
+        or responses.shape[1] != n
+        or any(len(c) != n for c in columns)
+    ):
         raise ValueError(
             f"Y must have shape (replicates, {n}) and every X {n} rows; got "
             f"{tuple(responses.shape)} and {[tuple(c.shape) for c in columns]}."
@@ -1014,7 +1052,11 @@ def _starts(family: Family, problem: Replicates) -> Tensor:
     out = y.new_zeros(len(y), sum(sizes))
     if isinstance(family, ExponentialFamily):
         size = problem.size
-        mu = family.start_mu(y) if size is None else family.start_mu(y, size.expand_as(y))
+        mu = (
+            family.start_mu(y)
+            if size is None
+            else family.start_mu(y, size.expand_as(y))
+        )
         eta = link(mu)
         w = link.derivative(eta) ** 2 / family.unit_variance(mu)
     else:

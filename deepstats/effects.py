@@ -102,6 +102,15 @@ def _average(
     return value.cpu() / count, jacobian.cpu() / count
 
 
+def _covariance(results: Results) -> Tensor:
+    """Covariance in use; parameters at the edge of their range are held there."""
+    V = results.covariance.matrix.clone()
+    held = list(results.fit_info.at_bound)
+    V[held] = 0.0
+    V[:, held] = 0.0
+    return V
+
+
 def _etas(results: Results, betas: Betas, batch: Batch) -> tuple[Tensor, ...]:
     out = []
     for number, (m, beta) in enumerate(zip(results.model.layout, betas, strict=True)):
@@ -137,7 +146,8 @@ def _outcomes(results: Results) -> tuple | None:
     """Levels of the response, where the effect is one on the probability of each."""
     if not hasattr(results.model, "probabilities"):
         return None
-    return tuple(results.model.levels)
+    model: Any = results.model
+    return tuple(model.levels)
 
 
 # -- effects of design columns, as statsmodels' get_margeff ---------------------------
@@ -267,7 +277,7 @@ def margeff(
         return _column_effects(results, betas, rows, weight, names, method, steps)
 
     value, jacobian = _average(results, designs, total)
-    V = results.covariance.matrix
+    V = _covariance(results)
     outcomes = _outcomes(results)
     labels: Any = names
     if outcomes is not None:
@@ -331,7 +341,8 @@ def _column_effects(
                 ends.append(end.log() if method[0] == "e" else end)
             effect = (ends[1] - ends[0]) / (2.0 if steps[name][0] == "count" else 1.0)
         else:
-            effect = sum(slopes[j] * betas[j][c] for j, _, c in places)
+            parts = [slopes[j] * betas[j][c] for j, _, c in places]
+            effect = torch.stack(parts).sum(0)
             effect = effect / mean if method[0] == "e" else effect
             effect = effect * column[:, None] if method[2:] == "ex" else effect
         out.append(weight @ effect)
@@ -466,12 +477,12 @@ def marginal_effects(
     )
     if unknown := [v for v in chosen if v not in known]:
         raise ValueError(f"{unknown[0]!r} is not a variable of the formula: {known}.")
-    outcomes, V = _outcomes(results), results.covariance.matrix
+    outcomes, V = _outcomes(results), _covariance(results)
     parts = []
     for name in chosen:
         for label, value, jacobian in rows.effects(name):
             se = (jacobian @ V * jacobian).sum(1).clamp_min(0).sqrt()
-            part = {"variable": name, "contrast": label}
+            part: dict[str, Any] = {"variable": name, "contrast": label}
             if outcomes is not None:
                 part["outcome"] = outcomes
             frame = pd.DataFrame({"effect": value.numpy(), "std_error": se.numpy()})
@@ -566,8 +577,8 @@ class _Data:
         design = self.results.model.design.spec.rebuild({**self.columns, name: values})
         if design.n != self.base.n:
             raise ModelError(
-                f"changing {name} makes missing values in {self.base.n - design.n} rows; "
-                "its effect is not defined there."
+                f"changing {name} makes missing values in {self.base.n - design.n} "
+                "rows; its effect is not defined there."
             )
         return _plus(design, self.extra)
 
@@ -590,8 +601,8 @@ class _Data:
         if len(kinds) == 2:
             raise ModelError(
                 f"{name} is a number in one term and a category in another "
-                f"({', '.join(dict.fromkeys(self.uses[name]))}): it has no derivative and "
-                "no levels of its own. Ask for other variables with variables=[...]."
+                f"({', '.join(dict.fromkeys(self.uses[name]))}): it has no derivative "
+                "and no levels of its own. Ask for others with variables=[...]."
             )
         return kinds == {True}
 
@@ -652,8 +663,8 @@ class _Data:
             _, slopes = _mean_and_slopes(results, etas)
             part = batches[0].rows
             changes: list[Any] = [0.0] * len(etas)
-            for batch, w in zip(batches[1:], weights, strict=True):
-                w = torch.as_tensor(w[part]).to(weight)
+            for batch, values in zip(batches[1:], weights, strict=True):
+                w = torch.as_tensor(values[part]).to(weight)
                 moved = _etas(results, betas, batch)
                 changes = [c + w * e for c, e in zip(changes, moved, strict=True)]
             effect = sum(s * c[:, None] for s, c in zip(slopes, changes, strict=True))

@@ -220,7 +220,7 @@ class PredictorLikelihood:
         return self._assemble(total).cpu()
 
     def _group_sums(self, x: Tensor, codes: Tensor, groups: int) -> list[Tensor]:
-        """Sums of scores in raw coordinates, one matrix for each predictor."""
+        """Return sums of scores in raw coordinates, one matrix for each predictor."""
         raw = self._raw(x.to(self.compute.device))
         codes = codes.to(self.compute.device)
         wide = sum(self.matrices[m].raw for m in self.layout)

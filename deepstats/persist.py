@@ -1,7 +1,7 @@
-"""Saving and loading fits: a zip file of JSON and plain arrays, from which no code runs.
+"""Saving and loading fits: a zip file of JSON and plain arrays.
 
-The file holds what was estimated and what is needed to predict for new data: formula,
-levels, knots, parameters, covariance. It does not hold the data.
+Nothing of a file is run. It holds what was estimated and what predictions for new data
+need: formula, levels, knots, parameters, covariance. It does not hold the data.
 """
 
 from __future__ import annotations
@@ -191,7 +191,8 @@ def save(results: Results, path: str | Path) -> Path:
     name = type(results.model).__name__
     if name not in _MODELS:
         raise ModelError(
-            f"{results.model_name} ({name}) cannot be saved; these can: {sorted(_MODELS)}."
+            f"{results.model_name} ({name}) cannot be saved; these can: "
+            f"{', '.join(sorted(_MODELS))}."
         )
     fit = results.fit_info
     arrays = {"x": fit.x, "bread": fit.bread, "covariance": results.covariance.matrix}
@@ -233,7 +234,9 @@ def _contents(results: Results, name: str) -> dict[str, Any]:
             "header": results._header(), "notes": results._notes(),
             "glance": results._extra_glance(),
         },
-        "figures": {k: getattr(results, k) for k in _FIGURES if hasattr(type(results), k)},
+        "figures": {
+            k: getattr(results, k) for k in _FIGURES if hasattr(type(results), k)
+        },
     }  # fmt: skip
     found: dict[str, Any] = {"format": FORMAT, "version": VERSION, "class": name}
     found["versions"] = {k: str(v) for k, v in versions.items()}
@@ -255,7 +258,11 @@ def _design_facts(design: Design) -> dict[str, Any]:
         "formula": spec.formula.text,
         "terms": [t.factors for t in spec.formula.rhs.terms],
         "parts": [
-            {"text": r.text, "terms": [t.factors for t in r.terms], "offsets": r.offsets}
+            {
+                "text": r.text,
+                "terms": [t.factors for t in r.terms],
+                "offsets": r.offsets,
+            }
             for r in spec.parts
         ],
         "states": spec.states,
@@ -320,7 +327,9 @@ def _load(path: Path, context: Mapping[str, Callable[..., Any]] | None) -> Resul
     with zipfile.ZipFile(path) as file:
         names = {i.filename: i.file_size for i in file.infolist()}
         if "results.json" not in names:
-            raise ValueError(f"{path} is not a file of deepstats: no results.json in it.")
+            raise ValueError(
+                f"{path} is not a file of deepstats: no results.json in it."
+            )
         if sum(names.values()) > _MOST_BYTES:
             raise ValueError(f"{path} unpacks to more than {_MOST_BYTES / 1e9:g} GB.")
         contents = json.loads(file.read("results.json").decode())
@@ -336,9 +345,7 @@ def _load(path: Path, context: Mapping[str, Callable[..., Any]] | None) -> Resul
     _check_shapes(arrays, p)
     fit = Fit(x=arrays["x"], bread=arrays["bread"], **parts["fit"])
     cov = Covariance(arrays["covariance"], **parts["cov"])
-    found = model.results_class(
-        model, fit, None, cov=cov, use_t=parts["use_t"]
-    )
+    found = model.results_class(model, fit, None, cov=cov, use_t=parts["use_t"])
     printed = parts["printed"]
     # What a page says of the data it says again without them.
     vars(found).update(
@@ -358,8 +365,8 @@ def _check_header(contents: Any, path: Path) -> None:
         raise ValueError(f"{path} has no valid version: {version!r}.")
     if version > VERSION:
         raise ValueError(
-            f"{path} was written by a newer deepstats (format {version}; this one reads "
-            f"up to {VERSION}): update deepstats."
+            f"{path} was written by a newer deepstats (format {version}; this one "
+            f"reads up to {VERSION}): update deepstats."
         )
 
 
@@ -378,8 +385,8 @@ def _check_shapes(arrays: dict[str, torch.Tensor], p: int) -> None:
     for name, shape in expected.items():
         if tuple(arrays[name].shape) != shape:
             raise ValueError(
-                f"{name}.npy has shape {tuple(arrays[name].shape)}; the {p} parameters of "
-                f"the model need {shape}."
+                f"{name}.npy has shape {tuple(arrays[name].shape)}; the {p} parameters "
+                f"of the model need {shape}."
             )
 
 
@@ -394,8 +401,10 @@ def _hollow_design(facts: dict[str, Any], context: dict[str, Callable]) -> Desig
     missing = [n for n in facts["context"] if n not in context]
     if missing:
         raise ValueError(
-            f"the formula {facts['formula']!r} calls {', '.join(missing)}, which a file "
-            "cannot hold: give load(..., context={'" + missing[0] + "': function})."
+            f"the formula {facts['formula']!r} calls {', '.join(missing)}, which a "
+            "file cannot hold: give load(..., context={'"
+            + missing[0]
+            + "': function})."
         )
     context = {n: context[n] for n in facts["context"]}
     formula = Formula.parse(facts["formula"], tuple(context))

@@ -105,7 +105,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def small(rng) -> pd.DataFrame:
-    """Return a hundred and twenty rows with numbers, factors and outcomes of all kinds."""
+    """Return 120 rows with numbers, factors and outcomes of all kinds."""
     n = 120
     x, z = rng.normal(size=n), rng.uniform(0.5, 3, size=n)
     a = rng.choice(["u", "v", "w"], size=n)

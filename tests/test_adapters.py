@@ -22,7 +22,10 @@ def package():
 @pytest.mark.parametrize(
     ("fit", "levels"),
     [
-        (lambda d: GLM("count ~ poly(x, 2) * z", d, family="poisson").fit("HC1"), False),
+        (
+            lambda d: GLM("count ~ poly(x, 2) * z", d, family="poisson").fit("HC1"),
+            False,
+        ),
         (lambda d: OLS("y ~ x * z", d).fit("HC3"), False),
         (lambda d: NegativeBinomialModel("count ~ x + z", d).fit(), False),
         (lambda d: GLM("count ~ ns(x, 3) * a", d, family="poisson").fit("HC1"), True),

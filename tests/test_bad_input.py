@@ -32,7 +32,7 @@ def glm(formula, data, family, *, maxiter=100, **options):
     return ds.GLM(formula, data, family=family, **options).fit(maxiter=maxiter)
 
 
-# -- rows --------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------
 
 
 def test_missing_rows_are_dropped_together(small):
@@ -112,7 +112,7 @@ def test_as_many_columns_as_rows(small):
     assert result.bse.isna().all()
 
 
-# -- response ------------------------------------------------------------------------------
+# -- response --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ("gaussian", "poisson", "binomial"))
@@ -176,7 +176,7 @@ def test_several_responses(small):
         ols("y + z ~ x", small)
 
 
-# -- columns ------------------------------------------------------------------------------
+# -- columns ---------------------------------------------------------------------------
 
 
 def test_factor_with_one_level(small):
@@ -276,7 +276,7 @@ def test_column_of_two_dimensions():
         ols("y ~ x", {"y": np.arange(3.0), "x": np.ones((3, 2))})
 
 
-# -- new data -----------------------------------------------------------------------------
+# -- new data --------------------------------------------------------------------------
 
 
 def test_unseen_level(small):
@@ -305,7 +305,7 @@ def test_new_data_with_holes(small):
     assert found.index.equals(new.index)
 
 
-# -- weights, offsets, clusters ---------------------------------------------------------------
+# -- weights, offsets, clusters --------------------------------------------------------
 
 
 def test_rows_of_weight_zero_are_left_out(small):
@@ -421,7 +421,7 @@ def test_misspelt_options(small):
         ds.GLM("count ~ x", small, family="poisson").fit(start_params=[1.0])
 
 
-# -- formulas that are not formulas -------------------------------------------------------------
+# -- formulas that are not formulas ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -471,7 +471,7 @@ def test_random_effects_where_there_are_none(small):
         ols("y ~ x + (1 | g)", small)
 
 
-# -- separation and convergence -----------------------------------------------------------------
+# -- separation and convergence --------------------------------------------------------
 
 
 @pytest.fixture

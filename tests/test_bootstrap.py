@@ -68,7 +68,11 @@ def test_parametric_replicates_are_the_fits_of_their_responses(data, name):
     drawn = plan._sampled(2, torch.Generator().manual_seed(4)).numpy()
     found = bootstrap(fit, "parametric", 2, seed=4)
     for row, y in zip(found.params.to_numpy(), drawn, strict=True):
-        values = np.array(sorted(data["a"].unique()))[y.astype(int)] if name == "multinomial" else y  # noqa: E501
+        values = (
+            np.array(sorted(data["a"].unique()))[y.astype(int)]
+            if name == "multinomial"
+            else y
+        )
         alone = MODELS[name](data.assign(**{fit.response_name: values})).fit()
         np.testing.assert_allclose(row, alone.params, rtol=1e-6, atol=1e-8)
 
@@ -229,7 +233,10 @@ def test_zero_inflated_models(data):
 
 
 def test_what_cannot_be_bootstrapped(data):
-    ols, counts = OLS("y ~ x", data).fit(), GLM("count ~ x", data, family="poisson").fit()
+    ols, counts = (
+        OLS("y ~ x", data).fit(),
+        GLM("count ~ x", data, family="poisson").fit(),
+    )
     with pytest.raises(ValueError, match="kind must be"):
         ols.bootstrap("wild")
     with pytest.raises(ValueError, match="groups= goes with"):

@@ -132,7 +132,7 @@ def test_order_of_categories(small):
     assert design.X.names == ("Intercept", "a[T.u]", "a[T.v]")
 
 
-# -- factors held as codes ----------------------------------------------------------------
+# -- factors held as codes -------------------------------------------------------------
 
 WIDE = (
     "C(lev)",
@@ -196,7 +196,7 @@ def test_too_many_columns_are_refused(small):
         Design.build("y ~ C(lev)", data, compute=Compute("cpu", memory="100KB"))
 
 
-# -- new data -----------------------------------------------------------------------------
+# -- new data --------------------------------------------------------------------------
 
 TEXTS = ("x + z", "a*x", "C(c)", "poly(x, 3)", "scale(x) + center(z)", "bs(x, df=5):a",
          "cr(z, df=4)", "I(x**2) + I(x**3):a", "C(a, contr.helmert)")  # fmt: skip
@@ -231,7 +231,7 @@ def test_rebuild_with_aliased_columns(small):
 
 
 def test_powers_are_products(small):
-    """Whole powers of a column are kept as products: exact where more than float64 is."""
+    """Whole powers are kept as products: exact where there is more than float64."""
     X = Design.build("y ~ I(x**5)", small).X
     assert len(X.dense[1].numerics) == 5
     exact = small["x"].to_numpy().astype(np.longdouble) ** 5

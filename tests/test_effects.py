@@ -13,6 +13,8 @@ from deepstats.errors import ModelError
 from deepstats.families import get_family
 from deepstats.formula import Rhs
 from deepstats.models.base import RegressionModel
+from deepstats.models.categorical import OrdinalModel
+from deepstats.models.counts import NegativeBinomialModel
 from deepstats.parameters import Block, Parameters
 
 FORMULA = "drvisits ~ private + medicaid + age + educ + actlim + chronic"
@@ -283,3 +285,29 @@ def test_what_cannot_be_asked(poisson, simulated):
         fit = both.fit()
     with pytest.raises(ModelError, match="number in one term and a category"):
         fit.marginal_effects()
+
+
+@pytest.mark.filterwarnings("ignore:alpha is at the edge")
+def test_a_parameter_at_its_bound_is_held_there(simulated):
+    counts = simulated.assign(y=np.arange(len(simulated)) % 2)
+    edge = NegativeBinomialModel("y ~ x", counts).fit()
+    assert edge.fit_info.at_bound
+    plain = GLM("y ~ x", counts, family="poisson").fit()
+    a, b = edge.marginal_effects(), plain.marginal_effects()
+    np.testing.assert_allclose(a["std_error"], b["std_error"], rtol=1e-4)
+    np.testing.assert_allclose(
+        edge.get_margeff().margeff_se, plain.get_margeff().margeff_se, rtol=1e-4
+    )
+
+
+def test_effects_on_probabilities_of_levels(simulated):
+    fit = OrdinalModel("f ~ x * z", simulated).fit()
+    frame = fit.marginal_effects("x")
+    assert list(frame["outcome"]) == [1, 2, 3]
+    assert abs(frame["effect"].sum()) < 1e-12
+    h = 1e-4
+    ends = [fit.predict(simulated.assign(x=simulated["x"] + s * h)) for s in (1, -1)]
+    slopes = ((ends[0] - ends[1]) / (2 * h)).mean()
+    np.testing.assert_allclose(frame["effect"], slopes, rtol=1e-6)
+    columns = fit.get_margeff()
+    assert columns.margeff.shape == (9,)

@@ -82,9 +82,9 @@ def test_hypotheses_refused(text, fragment):
 
 
 def test_hypotheses_as_matrices():
-    R, q, _ = linear_hypotheses(np.eye(9)[:2], NAMES)
+    _, q, _ = linear_hypotheses(np.eye(9)[:2], NAMES)
     np.testing.assert_array_equal(q, [0, 0])
-    R, q, _ = linear_hypotheses((np.eye(9)[:2], [1, 2]), NAMES)
+    _, q, _ = linear_hypotheses((np.eye(9)[:2], [1, 2]), NAMES)
     np.testing.assert_array_equal(q, [1, 2])
     with pytest.raises(ValueError, match="needs 9 entries"):
         linear_hypotheses([[1, 0]], NAMES)

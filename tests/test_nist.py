@@ -1,4 +1,4 @@
-"""NIST's linear regression sets: digits by formula, whole and in blocks, on every route."""
+"""Digits on NIST's linear sets: by formula, whole and in blocks, on every route."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FORMULAS = {
 
 
 def digits(found, certified) -> float:
-    """Least log relative error (absolute where the certified value is 0), at most 15."""
+    """Least log relative error, at most 15; absolute where the certified value is 0."""
     found, certified = np.asarray(found, float), np.asarray(certified, float)
     with np.errstate(divide="ignore"):
         error = np.abs(found - certified) / np.where(
@@ -106,7 +106,7 @@ def test_digits_in_tiny_blocks_on_two_threads(
 
 
 def test_filip_by_poly(nist, nist_certified):
-    """Here the powers are rounded to float64 first; the exact answer for those has 7.6."""
+    """The powers are rounded to float64 first: the exact answer for those has 7.6."""
     result = ds.OLS("y ~ poly(x, 10, raw=True)", nist("Filip")).fit()
     values = list(nist_certified["Filip"]["certified"].values())
     assert digits(result.params, [v[0] for v in values]) >= 7.5

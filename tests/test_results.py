@@ -207,7 +207,8 @@ def test_delta_method(result):
 def test_tidy(result):
     frame = result.tidy(0.9)
     assert frame.columns.tolist()[:7] == [
-        "term", "estimate", "std_error", "statistic", "p_value", "conf_low", "conf_high",
+        "term", "estimate", "std_error", "statistic", "p_value",
+        "conf_low", "conf_high",
     ]  # fmt: skip
     np.testing.assert_allclose(frame["conf_low"], result.conf_int(0.1)[0])
     assert frame["term"].tolist() == result.params.index.tolist()

@@ -106,11 +106,18 @@ class RegressionModel:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What, besides formula and data, makes this model; plain values."""
+        """What, besides formula and data, makes this model; plain values.
+
+        Arguments of the constructor as numbers and names (links by their names). Every
+        attribute that a constructor sets is such a value too, or a family or a link, so
+        that `persist.save` can write the model down and `from_saved` make it again.
+        """
         return {}
 
     @classmethod
-    def from_saved(cls, attributes: Mapping[str, Any], design: Design) -> RegressionModel:
+    def from_saved(
+        cls, attributes: Mapping[str, Any], design: Design
+    ) -> RegressionModel:
         """Return the model of a file: its own attributes, and a design without rows.
 
         A model can be saved when its attributes, besides design and compute, are plain
@@ -125,7 +132,9 @@ class RegressionModel:
         for name, value in attributes.items():
             own = getattr(cls, name, None)
             if callable(own) or isinstance(own, property) or name.startswith("__"):
-                raise ValueError(f"the file sets {name!r}, which is no attribute of a model.")
+                raise ValueError(
+                    f"the file sets {name!r}, which is no attribute of a model."
+                )
             setattr(model, name, value)
         model.design, model.compute = design, default_compute()
         return model

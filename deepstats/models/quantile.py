@@ -172,9 +172,8 @@ class QuantRegResults(Results):
     def _header(self) -> list[tuple[str, Any]]:
         return [
             ("Response", self.response_name), ("Quantile", self.q),
-            ("SE", self.cov_description), ("Observations", whole(self.nobs)),
-            ("Df residuals", whole(self.df_resid)),
-            ("Method", "exact (linear program)"),
+            ("Method", "exact (linear program)"), ("SE", self.cov_description),
+            ("Observations", whole(self.nobs)), ("Df residuals", whole(self.df_resid)),
             ("Objective", self.objective), ("Pseudo R-squared", self.prsquared),
             ("Sparsity", self.sparsity), ("Bandwidth", self.bandwidth),
         ]  # fmt: skip

@@ -74,8 +74,8 @@ FORMULAS = (
     "0 + C(a, contr.sum)",
 )
 
-# What differs on purpose: logical values are a factor with the levels False and True, as
-# in patsy and R; powers are numbered by their degree, as poly() without raw does.
+# What differs on purpose: logical values are a factor with the levels False and True,
+# as in patsy and R; powers are numbered by their degree, as poly() without raw does.
 DIFFERENT_NAMES = {
     "I(x>0)": "I(x>0)[T.True]",
     "poly(x,2,raw=True)[0]": "poly(x,2,raw=True)[1]",

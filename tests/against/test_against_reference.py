@@ -1,4 +1,4 @@
-"""Least squares and generalised linear models against stored numbers of R and others."""
+"""Least squares and generalised linear models against stored numbers of R."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import deepstats as ds
 COEF, SE, LLF = 1e-8, 1e-6, 1e-9
 LOOSER = {
     # key: (coefficients, standard errors, whose iterations stopped early)
-    "gamma_docvisits_log": (1e-7, SE, "R glm and statsmodels differ by 6.1e-8 (agree.sm)"),
-    "invgauss_docvisits_log": (1e-6, SE, "R glm and statsmodels differ by 9.1e-7 (agree.sm)"),
-    "tweedie15_docvisits_log": (3e-8, SE, "R glm and statsmodels differ by 2.7e-8 (agree.sm)"),
+    "gamma_docvisits_log": (1e-7, SE, "R and statsmodels: 6.1e-8 (agree.sm)"),
+    "invgauss_docvisits_log": (1e-6, SE, "R and statsmodels: 9.1e-7 (agree.sm)"),
+    "tweedie15_docvisits_log": (3e-8, SE, "R and statsmodels: 2.7e-8 (agree.sm)"),
     # No second program has the cauchit, so no `agree`: R stops 1.5e-9 = 5e-8 standard
     # errors short in `children`, as the score at its estimates tells (tested below).
     "binom_affairs_cauchit": (2e-6, SE, "R glm alone: a coefficient of -8e-4"),
-    "binom_spector_probit": (5e-7, SE, "R glm alone; its probit is off by 5.9e-8 (agree.R)"),
+    "binom_spector_probit": (5e-7, SE, "R alone; its probits are 5.9e-8 off"),
 }  # fmt: skip
 
 DOCVISITS = "drvisits ~ private + medicaid + age + educ + actlim + chronic"
