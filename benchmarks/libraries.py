@@ -232,28 +232,40 @@ class Pyfixest(Library):
 
     def table(self, task: Task, frame: pd.DataFrame) -> Estimates:
         pf, formula = self.pf, task.formula(" | factor")
+        light = {"copy_data": False, "store_data": False}
         # The same small-sample factors as the others, or tables would not agree.
         robust, plain = (
             self.pf.ssc(k_fixef="full"),
             self.pf.ssc(k_adj=False, G_adj=False),
         )
         if task.name == "ols_hc1":
-            fitted = pf.feols(formula, frame, vcov="HC1", ssc=robust)
+            fitted = pf.feols(formula, frame, vcov="HC1", ssc=robust, **light)
         elif task.name == "ols_cluster":
-            fitted = pf.feols(formula, frame, vcov={"CRV1": "cluster"}, ssc=robust)
+            fitted = pf.feols(
+                formula, frame, vcov={"CRV1": "cluster"}, ssc=robust, **light
+            )
         elif task.name == "poisson":
-            fitted = pf.fepois(formula, frame, vcov="iid", ssc=plain)
+            fitted = pf.fepois(formula, frame, vcov="iid", ssc=plain, **light)
         else:
-            fitted = pf.feglm(formula, frame, family="logit", vcov="iid", ssc=plain)
+            fitted = pf.feglm(
+                formula, frame, family="logit", vcov="iid", ssc=plain, **light
+            )
         table = fitted.tidy()
         return labelled(table["Estimate"], table["Std. Error"])
 
 
 class Glum(Library):
-    """glum: tabmat's split matrix keeps the factor as codes."""
+    """glum: tabmat's split matrix keeps the factor as codes.
+
+    A frame's columns go in as they are: quicker by seconds, at a million rows, than
+    glum's own formulas. Its default tolerance, 1e-4, leaves logit coefficients with an
+    error of 1e-4; 1e-6 costs a step at most and agrees to 1e-6 or better; at 1e-8
+    rounding keeps it from ever converging on large data.
+    """
 
     package = "glum"
     _families: ClassVar = {"poisson": "poisson", "logit": "binomial"}
+    _most_steps = 100
 
     def __init__(self) -> None:
         import glum
@@ -261,11 +273,14 @@ class Glum(Library):
 
         self.glum, self.tabmat = glum, tabmat
 
-    def _model(self, task: Task, **options: Any) -> Any:
+    def _fitted(self, task: Task, X: Any, y: Any) -> Any:
         family = self._families.get(task.name, "normal")
-        return self.glum.GeneralizedLinearRegressor(
-            alpha=0, family=family, gradient_tol=1e-8, drop_first=True, **options
-        )
+        model = self.glum.GeneralizedLinearRegressor(
+            alpha=0, family=family, gradient_tol=1e-6, max_iter=self._most_steps
+        ).fit(X, y)
+        if model.n_iter_ >= self._most_steps:
+            raise RuntimeError("glum did not converge")
+        return model
 
     @staticmethod
     def _covariance(task: Task, clusters: np.ndarray) -> dict[str, Any]:
@@ -282,12 +297,19 @@ class Glum(Library):
         return 1.0 if task.name.startswith("ols") else np.sqrt((n - k) / n)
 
     def table(self, task: Task, frame: pd.DataFrame) -> Estimates:
-        model = self._model(task, formula=task.formula(), fit_intercept=True)
-        model.fit(frame)
+        columns = [*NAMES, "factor"] if task.has_factor else list(NAMES)
+        X, y = (
+            self.tabmat.from_df(frame[columns], drop_first=True),
+            frame[task.response],
+        )
+        model = self._fitted(task, X, y)
         clusters = frame["cluster"].to_numpy()
-        table = model.coef_table(frame, **self._covariance(task, clusters))
+        table = model.coef_table(X, y, **self._covariance(task, clusters))
         errors = table["se"] * self._factor(task, len(frame), len(table))
-        return labelled(table["coef"], errors)
+        part = slice(1, 1 + len(NAMES))
+        return Estimates(
+            table["coef"].to_numpy()[part], errors.to_numpy()[part], int(model.n_iter_)
+        )
 
     def prepare(
         self, task: Task, data: Data, frame: pd.DataFrame
@@ -299,10 +321,13 @@ class Glum(Library):
         y = getattr(data, task.response)
 
         def fit() -> Estimates:
-            model = self._model(task).fit(X, y)
+            model = self._fitted(task, X, y)
             errors = model.std_errors(X, y, **self._covariance(task, data.cluster))
             errors = np.asarray(errors) * self._factor(task, len(y), len(errors))
-            return Estimates(model.coef_[: len(NAMES)], errors[1 : 1 + len(NAMES)])
+            part = slice(1, 1 + len(NAMES))
+            return Estimates(
+                model.coef_[: len(NAMES)], errors[part], int(model.n_iter_)
+            )
 
         return fit
 
@@ -356,9 +381,11 @@ class ScikitLearn(Library):
     def prepare(
         self, task: Task, data: Data, frame: pd.DataFrame
     ) -> Callable[[], Estimates]:
-        X = np.ascontiguousarray(data.X.T)
+        # A column at a time in memory: twice as fast here as a row at a time.
+        X = data.X.T
         if task.has_factor:
-            X = np.hstack([X, np.eye(data.factor.max() + 1)[:, 1:][data.factor]])
+            dummies = np.eye(data.factor.max() + 1)[1:, data.factor]
+            X = np.vstack([data.X, dummies]).T
         y = getattr(data, task.response)
 
         def fit() -> Estimates:

@@ -1342,6 +1342,10 @@ class _Parser:
         if keyword.iskeyword(name):
             self.fail(_keyword_message(name), index)
         name = _R_FUNCTIONS.get(name, name)
+        # As statsmodels' users write it; still only the functions of our own list.
+        module, _, plain = name.rpartition(".")
+        if module in ("np", "numpy") and plain in TRANSFORMS:
+            return plain
         if name in TRANSFORMS:
             return name
         if name in (*TERM_CALLS, *MODEL_CALLS, "offset"):

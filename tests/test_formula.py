@@ -328,7 +328,8 @@ def test_context_functions():
         ("y ~ offset(a, b)", 4, "one expression"),
         ("y ~ ploy(x, 2)", 4, "did you mean `poly`"),
         ("y ~ x + I(lg(x))", 10, "did you mean `log`"),
-        ("y ~ np.log(x)", 4, "write log"),
+        ("y ~ sp.log(x)", 4, "write log"),
+        ("y ~ np.load(x)", 4, "unknown function"),
         ("y ~ C(g, contr.tretment)", 9, "contr.treatment"),
         ("y ~ log(x y)", 10, "operator"),
         ("y ~ log(x,,2)", 10, "not a complete expression"),
@@ -442,3 +443,9 @@ def test_check_expression_refuses(expression):
 
 def test_check_expression_accepts_context():
     check_expression("f(`my col`) + log(x) ** 2", functions=["f"])
+
+
+def test_numpy_prefix_of_a_documented_function_is_understood():
+    assert (
+        Formula.parse("np.log(y) ~ numpy.sqrt(x)").rhs == Formula.parse("~ sqrt(x)").rhs
+    )

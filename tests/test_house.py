@@ -40,6 +40,8 @@ ORDER = (
     "influence",
     "effects",
     "anova",
+    "bootstrap",
+    "adapters",
     "persist",
     "results",
     "plots",
