@@ -199,11 +199,11 @@ class Statsmodels(Library):
     def prepare(
         self, task: Task, data: Data, frame: pd.DataFrame
     ) -> Callable[[], Estimates]:
-        X = np.empty((len(data), 1 + len(NAMES)))
+        X = np.empty((len(data), 1 + len(NAMES)), order="F")
         X[:, 0], X[:, 1:] = 1.0, data.X.T
         if task.has_factor:
-            dummies = np.eye(data.factor.max() + 1)[:, 1:]
-            X = np.hstack([X, dummies[data.factor]])
+            dummies = np.eye(data.factor.max() + 1)[1:, data.factor]
+            X = np.vstack([X.T, dummies]).T
         classes = {
             "poisson": self.sm.Poisson,
             "logit": self.sm.Logit,
@@ -234,10 +234,7 @@ class Pyfixest(Library):
         pf, formula = self.pf, task.formula(" | factor")
         light = {"copy_data": False, "store_data": False}
         # The same small-sample factors as the others, or tables would not agree.
-        robust, plain = (
-            self.pf.ssc(k_fixef="full"),
-            self.pf.ssc(k_adj=False, G_adj=False),
-        )
+        robust, plain = pf.ssc(k_fixef="full"), pf.ssc(k_adj=False, G_adj=False)
         if task.name == "ols_hc1":
             fitted = pf.feols(formula, frame, vcov="HC1", ssc=robust, **light)
         elif task.name == "ols_cluster":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .anova import anova
 from .compute import set_default_device
 from .fitting import fit, glm, logit, ols, poisson, probit, wls
 from .models.beta import betareg
@@ -11,6 +12,7 @@ from .models.counts import zip_ as zip
 from .models.glm import GLM
 from .models.linear import OLS
 from .models.quantile import quantreg
+from .persist import load
 from .summary import compare, etable
 
 __version__ = "0.1.0"
@@ -18,12 +20,14 @@ __version__ = "0.1.0"
 __all__ = [
     "GLM",
     "OLS",
+    "anova",
     "betareg",
     "compare",
     "etable",
     "fit",
     "glm",
     "hurdle",
+    "load",
     "logit",
     "mnlogit",
     "negativebinomial",

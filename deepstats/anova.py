@@ -286,29 +286,29 @@ def _terms(results: Results, typ: int, test: str | None) -> pd.DataFrame:
             "Intercept": [results.model.design.X.names.index("Intercept")],
             **columns,
         }
-    after = {t: _after(t, columns, typ) for t in columns}
+    factors = {t.name: t.factors for t in results.model.design.spec.formula.rhs.terms}
+    after = {t: _after(t, columns, factors, typ) for t in columns}
     if _kind(results) == "ssr" or test == "Wald":
         return _by_hypotheses(results, columns, after, typ, test)
     return _by_deviance(results, columns, after, typ, test)
 
 
-def _after(term: str, columns: dict[str, list[int]], typ: int) -> list[int]:
+def _after(
+    term: str,
+    columns: dict[str, list[int]],
+    factors: dict[str, tuple[str, ...]],
+    typ: int,
+) -> list[int]:
     """Columns that are out of the model when a term is tested."""
     names = list(columns)
     if typ == 1:
         others = names[names.index(term) + 1 :]
     elif typ == 2:
-        mine = set(_factors(term))
-        others = [o for o in names if mine < set(_factors(o))]
+        mine = set(factors[term])
+        others = [o for o in names if mine < set(factors[o])]
     else:
         others = []
     return [j for o in others for j in columns[o]]
-
-
-def _factors(term: str) -> list[str]:
-    from .results import _split_name
-
-    return _split_name(term)
 
 
 def _hypothesis(bread: np.ndarray, after: list[int], columns: list[int]) -> np.ndarray:

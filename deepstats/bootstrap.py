@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from .design import Batch
 from .errors import ConvergenceWarning, ModelError
 from .families import ExponentialFamily, Family, NegativeBinomial, get_family
 from .families.special import relative_log1p
-from .likelihood import Point, pointwise
+from .likelihood import Point, exponential_point, pointwise
 
 if TYPE_CHECKING:
     from .results import Results
@@ -681,8 +682,6 @@ class _Plan:
 
     def draw(self, count: int, generator: Generator) -> Replicates:
         """Return `count` replicates."""
-        from dataclasses import replace
-
         if self.kind in ("pairs", "cluster"):
             return replace(self.base, weights=self._counts(count, generator))
         if self.kind == "residual":
@@ -1035,13 +1034,9 @@ def _problem(
 
 
 def _simulation_point(family: Family) -> PointFunction:
-    if not isinstance(family, ExponentialFamily):
-        return _point_of_family(family)
-    from .models.glm import GLM
-
-    model = GLM.__new__(GLM)
-    model.family = family
-    return model.point
+    if isinstance(family, ExponentialFamily):
+        return partial(exponential_point, family)
+    return _point_of_family(family)
 
 
 def _starts(family: Family, problem: Replicates) -> Tensor:

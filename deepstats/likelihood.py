@@ -18,11 +18,20 @@ from torch import Tensor
 
 from .compute import Compute
 from .design import Batch, Design
+from .families import ExponentialFamily
 from .matrix import Scratch
 from .optimize import Derivatives
 from .parameters import Parameters
 
-__all__ = ["Likelihood", "Point", "PredictorLikelihood", "UnitLikelihood", "pointwise"]
+__all__ = [
+    "Likelihood",
+    "Point",
+    "PredictorLikelihood",
+    "UnitLikelihood",
+    "exponential_point",
+    "has_simple_scores",
+    "pointwise",
+]
 
 Weighting = Callable[[Tensor, Tensor], Tensor]
 
@@ -64,6 +73,47 @@ def pointwise(
                 if h is not None:
                     second[j, j + step] = -h.detach()
     return Point(value.detach(), tuple(g.detach() for g in first), second)
+
+
+def exponential_point(
+    family: ExponentialFamily,
+    batch: Batch,
+    etas: tuple[Tensor, ...],
+    order: int,
+    information: str,
+) -> Point:
+    """Quasi-log-likelihood of an exponential family and its derivatives.
+
+    References
+    ----------
+    McCullagh & Nelder (1989), Generalized Linear Models, section 2.5.
+    """
+    (eta,), y, link = etas, batch.y, family.link
+    mu = link.inverse(eta)
+    value = family.kernel(y, eta)
+    if has_simple_scores(family):
+        first, weight = y - mu, family.unit_variance(mu)
+    else:
+        slope, V = link.derivative(eta), family.unit_variance(mu)
+        first, weight = (y - mu) * slope / V, family.expected_weight(eta)
+        if order > 1 and information == "observed":
+            curve = link.second_derivative(eta) / V
+            curve = curve - slope**2 * family.unit_variance_derivative(mu) / V**2
+            weight = weight - (y - mu) * curve
+    if batch.size is not None:
+        value, first, weight = (t * batch.size for t in (value, first, weight))
+    return Point(value, (first,), {(0, 0): weight} if order > 1 else {})
+
+
+def has_simple_scores(family: ExponentialFamily) -> bool:
+    """Whether scores are y - mu, and both informations V: mu' = V at this link.
+
+    That is so at canonical links, but for those of 1 / mu and 1 / mu^2, whose
+    derivative is V times a constant.
+    """
+    names = ("gaussian", "binomial", "poisson", "quasibinomial", "quasipoisson")
+    canonical = family.canonical and family.link == family.canonical_link
+    return canonical and family.name in names
 
 
 class Likelihood(Protocol):

@@ -322,8 +322,6 @@ def load(
 
 
 def _load(path: Path, context: Mapping[str, Callable[..., Any]] | None) -> Results:
-    from .results import Fit
-
     with zipfile.ZipFile(path) as file:
         names = {i.filename: i.file_size for i in file.infolist()}
         if "results.json" not in names:
@@ -343,18 +341,17 @@ def _load(path: Path, context: Mapping[str, Callable[..., Any]] | None) -> Resul
     model = _model_class(contents["class"]).from_saved(parts["model"], design)
     p = len(model.parameters)
     _check_shapes(arrays, p)
-    fit = Fit(x=arrays["x"], bread=arrays["bread"], **parts["fit"])
     cov = Covariance(arrays["covariance"], **parts["cov"])
-    found = model.results_class(model, fit, None, cov=cov, use_t=parts["use_t"])
+    fit = {"x": arrays["x"], "bread": arrays["bread"], **parts["fit"]}
     printed = parts["printed"]
     # What a page says of the data it says again without them.
-    vars(found).update(
-        _header=partial(list, printed["header"]),
-        _notes=partial(list, printed["notes"]),
-        _extra_glance=partial(dict, printed["glance"]),
+    kept = {
+        "_header": partial(list, printed["header"]),
+        "_notes": partial(list, printed["notes"]),
+        "_extra_glance": partial(dict, printed["glance"]),
         **{k: v for k, v in parts["figures"].items() if k in _FIGURES},
-    )
-    return found
+    }
+    return model.results_class.from_saved(model, fit, cov, parts["use_t"], kept)
 
 
 def _check_header(contents: Any, path: Path) -> None:

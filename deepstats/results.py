@@ -109,6 +109,20 @@ class Results:
             use_t = model.t_by_default and self.covariance.kind == "nonrobust"
         self.use_t = bool(use_t)
 
+    @classmethod
+    def from_saved(
+        cls,
+        model: RegressionModel,
+        fit: Mapping[str, Any],
+        cov: Covariance,
+        use_t: bool,
+        kept: Mapping[str, Any],
+    ) -> Results:
+        """Return the results of a file: the fields of `Fit`, and attributes kept."""
+        results = cls(model, Fit(**fit), None, cov=cov, use_t=use_t)
+        vars(results).update(kept)
+        return results
+
     # -- the data, while there are any ------------------------------------------------
 
     @property

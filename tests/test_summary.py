@@ -572,3 +572,17 @@ def test_compare_refuses(ols, other, options, message):
 def test_agrees_needs_a_tolerance(ols):
     with pytest.raises(ValueError, match="tolerance"):
         _ = compare(FakeResults(ols), ols).agrees
+
+
+def test_etable_breaks_long_standard_error_names(ols):
+    cov = ("cluster", "cluster by firm (500) and year (10)")
+    table = etable(FakeResults(ols, cov=cov), FakeResults(ols))
+    lines = [line.split() for line in str(table).replace("\xa0", " ").splitlines()]
+    at = next(i for i, line in enumerate(lines) if line[:1] == ["Std."])
+    assert lines[at : at + 3] == [
+        ["Std.", "errors", "cluster", "by", "classical"],
+        ["firm", "(500)", "and"],
+        ["year", "(10)"],
+    ]
+    row = table.frame.xs("cov_type", level="row").iloc[0]
+    assert list(row) == [cov[1], "classical"]

@@ -14,7 +14,12 @@ from torch import Tensor
 from ..design import Batch
 from ..errors import SeparationWarning
 from ..families import ExponentialFamily, Family, get_family
-from ..likelihood import Point, PredictorLikelihood
+from ..likelihood import (
+    Point,
+    PredictorLikelihood,
+    exponential_point,
+    has_simple_scores,
+)
 from ..optimize import Optimum, solve_information
 from ..results import Results
 from .base import RegressionModel
@@ -126,7 +131,8 @@ def _pearson(
     family: ExponentialFamily, batch: Batch, etas: tuple[Tensor, ...]
 ) -> Tensor:
     mu = family.mean(*etas)
-    value = (batch.y - mu) / family.unit_variance(mu).sqrt()
+    # A variance of zero is met only where the fit is perfect: residual zero.
+    value = (batch.y - mu) / family.unit_variance(mu).clamp_min(1e-300).sqrt()
     for weight in (batch.size, batch.weights):
         value = value if weight is None else value * weight.sqrt()
     return value
@@ -206,30 +212,13 @@ class GLM(RegressionModel):
         return not self.family.canonical
 
     def _scoring_is_newton(self) -> bool:
-        family = self.family
-        canonical = family.canonical and family.link == family.canonical_link
-        return canonical and _unscaled(family)
+        return has_simple_scores(self.family)
 
     def point(
         self, batch: Batch, etas: tuple[Tensor, ...], order: int, information: str
     ) -> Point:
         """Quasi-log-likelihood and its derivatives in the linear predictor."""
-        family, (eta,), y = self.family, etas, batch.y
-        link = family.link
-        mu = link.inverse(eta)
-        value = family.kernel(y, eta)
-        if self._scoring_is_newton():
-            first, weight = y - mu, family.unit_variance(mu)
-        else:
-            slope, V = link.derivative(eta), family.unit_variance(mu)
-            first, weight = (y - mu) * slope / V, family.expected_weight(eta)
-            if order > 1 and information == "observed":
-                curve = link.second_derivative(eta) / V
-                curve = curve - slope**2 * family.unit_variance_derivative(mu) / V**2
-                weight = weight - (y - mu) * curve
-        if batch.size is not None:
-            value, first, weight = (t * batch.size for t in (value, first, weight))
-        return Point(value, (first,), {(0, 0): weight} if order > 1 else {})
+        return exponential_point(self.family, batch, etas, order, information)
 
     def start(self, likelihood: PredictorLikelihood) -> Tensor:
         """One weighted regression of the link of a smoothed response."""
@@ -360,13 +349,6 @@ class GLM(RegressionModel):
         if not float(likelihood.reduce(optimum.x, extreme)):
             return []
         return separated_columns(self.design, kind[name], self.compute)
-
-
-def _unscaled(family: ExponentialFamily) -> bool:
-    """Whether mu' equals V at the canonical link (not so for 1/mu, 1/mu^2)."""
-    return family.name in ("gaussian", "binomial", "poisson") or (
-        family.name in ("quasibinomial", "quasipoisson")
-    )
 
 
 def _size(batch: Batch) -> dict[str, Tensor]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -460,11 +462,33 @@ def _assemble(
     )
     if not any(names):
         frame.columns = pd.Index(heads)
-    stub = [label if key not in _BELOW else "" for (_, label, key), _ in rows]
-    printed = frame.set_axis(pd.Index(stub), axis=0)
+    lines = [*body, *(line for row in foot for line in _wrapped(*row))]
+    stub = [label if key not in _BELOW else "" for (_, label, key), _ in lines]
+    cells = [cells for _, cells in lines]
+    printed = pd.DataFrame(cells, pd.Index(stub), frame.columns)
     sections = _section_starts([part for (part, _, _), _ in body]) or ((0, ""),)
     align = "d" * len(columns)
-    return frame, Table(printed, sections=sections, align=align, footer=len(foot))
+    return frame, Table(printed, sections=sections, align=align, footer=len(lines) - len(body))
+
+
+def _wrapped(
+    key: tuple[str, str, str], cells: list[str]
+) -> list[tuple[tuple[str, str, str], list[str]]]:
+    """Set words on several lines, so that they are not what makes columns wide."""
+    part, label, name = key
+    if name != "cov_type":
+        return [(key, cells)]
+    # "state (48)" stays together.
+    texts = [re.sub(r" \((?=\d)", "\xa0(", cell) for cell in cells]
+    columns = [_lines(t) for t in texts]
+    rows = zip_longest(*columns, fillvalue="")
+    return [
+        ((part, label if i == 0 else "", name), list(row)) for i, row in enumerate(rows)
+    ]
+
+
+def _lines(text: str, width: int = 16) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
 
 
 def _etable_notes(
