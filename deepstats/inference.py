@@ -98,6 +98,7 @@ def covariance(
     nobs: float,
     df_resid: float,
     information: str = "observed",
+    hat_bread: Tensor | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Covariance:
     """Covariance of the estimates of a model.
@@ -120,6 +121,9 @@ def covariance(
     nobs, df_resid : float
     information : str
         Which information `bread` inverts; printed.
+    hat_bread : Tensor, shape (p, p), optional
+        Inverse expected information, from which HC2 and HC3 make leverages where
+        `bread` inverts the observed one.
     options : mapping, optional
         For "cluster": `groups` (one or two `Grouping`), `use_correction` (default
         True), `df_correction` (default True), `ssc` ("each", the default, multiplies
@@ -157,7 +161,8 @@ def covariance(
         )
     if kind in ("HC0", "HC1", "HC2", "HC3"):
         power = {"HC2": 1, "HC3": 2}.get(kind, 0)
-        meat = likelihood.score_gram(x, bread if power else None, power)
+        hat = bread if hat_bread is None else hat_bread
+        meat = likelihood.score_gram(x, hat if power else None, power)
         factor = nobs / df_resid if kind == "HC1" else 1.0
         return Covariance(factor * bread @ meat @ bread, kind, kind, options={})
     if kind == "cluster":

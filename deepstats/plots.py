@@ -231,7 +231,8 @@ def effects_plot(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     frame : DataFrame
-        Columns variable, effect, conf_low, conf_high.
+        Columns variable, effect, conf_low, conf_high, and if there are any contrast
+        and outcome, as ``marginal_effects()`` gives them.
     ax : Axes, optional
         Where to draw; a new figure by default.
 
@@ -246,13 +247,23 @@ def effects_plot(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         If a column is missing.
     """
     _need(frame, ["variable", "effect", "conf_low", "conf_high"])
-    terms = [str(variable) for variable in frame["variable"]]
+    terms = _effect_labels(frame)
     ax = _axes(ax, (5.6, 0.9 + 0.3 * len(terms)))
     rows = pd.Series(range(len(terms)), index=frame.index, dtype=float)
     _intervals(ax, frame.rename(columns={"effect": "estimate"}), rows, 0, None)
     _term_axis(ax, terms)
     ax.set_xlabel("Effect and confidence interval")
     return ax
+
+
+def _effect_labels(frame: pd.DataFrame) -> list[str]:
+    """Name variables, with the contrast of categories and the outcome it is on."""
+    labels = []
+    for row in frame.to_dict("records"):
+        label, contrast = str(row["variable"]), str(row.get("contrast", "dY/dX"))
+        label += "" if contrast == "dY/dX" else f": {contrast}"
+        labels.append(f"{label} ({row['outcome']})" if "outcome" in row else label)
+    return labels
 
 
 # -------------------------------------------------------------- residuals

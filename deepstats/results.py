@@ -25,6 +25,7 @@ from .inference import (
     wald,
 )
 from .likelihood import PredictorLikelihood
+from .optimize import solve_information
 from .summary import Notes, Pairs, Summary, coefficient_table
 
 if TYPE_CHECKING:
@@ -153,10 +154,21 @@ class Results:
                 f"{self.model.title} has no closed-form expected information; "
                 "use 'oim'."
             )
+        hat_bread = None
+        if kind in ("HC2", "HC3") and fit.information == "observed":
+            hat_bread = self._expected_bread()
         return covariance(
             self.likelihood, fit.x, fit.bread, kind, scale=fit.scale, nobs=fit.nobs,
-            df_resid=fit.df_resid, information=fit.information, options=options,
+            df_resid=fit.df_resid, information=fit.information, hat_bread=hat_bread,
+            options=options,
         )  # fmt: skip
+
+    def _expected_bread(self) -> Tensor | None:
+        """Inverse expected information, where the model has it apart."""
+        if not (self.model._has_expected() and self.model._needs_polish()):
+            return None
+        found = self.likelihood.derivatives(self.fit_info.x, "expected")
+        return solve_information(found.information)
 
     def get_robustcov_results(
         self,

@@ -124,8 +124,8 @@ keep(axes, "coefficients")
 # %% [markdown]
 # ## 2. Wages
 #
-# 28,155 men, March 1988. Wages rise with experience and fall again at its end: a natural
-# spline lets the data say how. Do the returns to education differ by ethnicity?
+# 28,155 men, March 1988. Wages rise with experience and fall again at its end: a
+# natural spline lets the data say how. Do the returns to education differ by ethnicity?
 
 # %%
 cps = datasets.load_cps1988()

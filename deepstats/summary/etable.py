@@ -468,7 +468,9 @@ def _assemble(
     printed = pd.DataFrame(cells, pd.Index(stub), frame.columns)
     sections = _section_starts([part for (part, _, _), _ in body]) or ((0, ""),)
     align = "d" * len(columns)
-    return frame, Table(printed, sections=sections, align=align, footer=len(lines) - len(body))
+    return frame, Table(
+        printed, sections=sections, align=align, footer=len(lines) - len(body)
+    )
 
 
 def _wrapped(
