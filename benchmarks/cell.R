@@ -56,15 +56,19 @@ status <- function(field) {
   as.numeric(gsub("[^0-9]", "", line)) * 1024
 }
 invisible(suppressWarnings(fit(head(frame, 4000))))
-invisible(gc())
-before <- status("VmRSS")
-try(cat("5", file = "/proc/self/clear_refs"), silent = TRUE)
-took <- system.time(table <- fit(frame))
-extra <- max(status("VmHWM") - before, 0)
+taken <- NULL
+while (is.null(taken) || (nrow(taken) < 3 && sum(taken[, "wall"]) < 5)) {
+  invisible(gc())
+  before <- status("VmRSS")
+  try(cat("5", file = "/proc/self/clear_refs"), silent = TRUE)
+  took <- system.time(table <- fit(frame))
+  cpu <- sum(took[c("user.self", "sys.self", "user.child", "sys.child")], na.rm = TRUE)
+  extra <- max(status("VmHWM") - before, 0)
+  taken <- rbind(taken, c(cpu = cpu, wall = took[["elapsed"]], extra = extra))
+}
 
 values <- function(x) paste(sprintf("%.17g", x), collapse = ", ")
 cat(sprintf(
   '{"frame": {"cpu": %.6f, "wall": %.6f, "extra": %.0f}, "slopes": [%s], "errors": [%s], "iterations": null}\n',
-  sum(took[c("user.self", "sys.self", "user.child", "sys.child")], na.rm = TRUE),
-  took[["elapsed"]], extra, values(table[, 1]), values(table[, 2])
+  min(taken[, "cpu"]), min(taken[, "wall"]), max(taken[, "extra"]), values(table[, 1]), values(table[, 2])
 ))

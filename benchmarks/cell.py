@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from libraries import LIBRARIES, Estimates, Task
 
 # Enough rows for the factor's levels; the first calls compile and fill caches.
 WARM_ROWS = 4000
+# A process pays for touching memory that the machine has not given it before: twice the
+# time, for what takes half a gigabyte. So calls are made again while they are short.
+CALLS, ENOUGH = 3, 5.0
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
@@ -27,18 +30,29 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     found: Estimates | None = None
     if library.has_fit:
-        prepared = library.prepare(task, data, frame)
-        found, took = measure(prepared)
-        out["fit"] = asdict(took)
-        del prepared
+        found, out["fit"] = _least(lambda: library.prepare(task, data, frame))
     if library.has_frame:
-        found, took = measure(lambda: library.table(task, frame))
-        out["frame"] = asdict(took)
+        found, out["frame"] = _least(lambda: lambda: library.table(task, frame))
     assert found is not None
     return out | {
         "slopes": list(map(float, found.slopes)),
         "errors": None if found.errors is None else list(map(float, found.errors)),
         "iterations": found.iterations,
+    }
+
+
+def _least(
+    prepare: Callable[[], Callable[[], Estimates]],
+) -> tuple[Estimates, dict[str, float]]:
+    """Least times, and the most memory, of a few calls; each is prepared anew."""
+    taken = []
+    while len(taken) < CALLS and sum(t.wall for t in taken) < ENOUGH:
+        found, took = measure(prepare())
+        taken.append(took)
+    return found, {
+        "cpu": min(t.cpu for t in taken),
+        "wall": min(t.wall for t in taken),
+        "extra": max(t.extra for t in taken),
     }
 
 

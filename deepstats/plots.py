@@ -262,7 +262,7 @@ def _effect_labels(frame: pd.DataFrame) -> list[str]:
     for row in frame.to_dict("records"):
         label, contrast = str(row["variable"]), str(row.get("contrast", "dY/dX"))
         label += "" if contrast == "dY/dX" else f": {contrast}"
-        labels.append(f"{label} ({row['outcome']})" if "outcome" in row else label)
+        labels.append(f"{label}, P({row['outcome']})" if "outcome" in row else label)
     return labels
 
 

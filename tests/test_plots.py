@@ -182,6 +182,9 @@ def test_effects_plot():
     ax = plots.effects_plot(frame)
     np.testing.assert_allclose(ax.containers[0].lines[0].get_xdata(), [0.1, -0.2])
     assert [label.get_text() for label in ax.get_yticklabels()] == ["age", "sex"]
+    frame = frame.assign(contrast=["dY/dX", "f - m"], outcome=["low", "high"])
+    labels = [label.get_text() for label in plots.effects_plot(frame).get_yticklabels()]
+    assert labels == ["age, P(low)", "sex: f - m, P(high)"]
     with pytest.raises(ValueError, match="conf_low"):
         plots.effects_plot(frame.drop(columns="conf_low"))
 
