@@ -111,10 +111,10 @@ def _machine(found: Row) -> str:
         f"million exponentials a second.\n\n"
         f"Design A is {COLUMNS} numeric columns and an intercept, design B adds a "
         "factor of 100 levels. Every number is the least of "
-        f"{found['settings']['repeats']} fresh processes, of up to three calls "
-        "each; seconds are of the processor, over all threads, with wall seconds in brackets. `ratio` is the "
-        "fastest peer with standard errors over deepstats. Peers in italics give no "
-        "standard errors and are not raced."
+        f"{found['settings']['repeats']} fresh processes, of up to three calls each; "
+        "seconds are of the processor, over all threads, with wall seconds beside. "
+        "`ratio` is the fastest peer with standard errors over deepstats. Peers in "
+        "italics give no standard errors and are not raced."
     )
 
 

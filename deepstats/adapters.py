@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .transforms import expression_variables
+from .expressions import expression_variables
 
 if TYPE_CHECKING:
     from .results import Results

@@ -11,10 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .columns import Categorical
 from .errors import ContrastWarning, ConvergenceWarning, ModelError
 from .inference import HypothesisTest, linear_hypotheses, score_statistic, wald
 from .optimize import Derivatives, newton, solve_information
-from .transforms import Categorical, evaluate
+from .transforms import evaluate
 
 if TYPE_CHECKING:
     from .results import Results

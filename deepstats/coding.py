@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .columns import Categorical
 from .formula import Term
 from .matrix import DENSE_LEVELS, Coded, Column, Source
-from .transforms import Categorical
 
 __all__ = ["codings", "encode"]
 

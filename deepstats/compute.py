@@ -68,6 +68,10 @@ class Compute:
         """Whether blocks are worked on by an accelerator."""
         return self.device.type != "cpu"
 
+    def on_cpu(self) -> Compute:
+        """Return one thread of the CPU with the same budget, in double precision."""
+        return Compute("cpu", memory=self.memory, threads=1)
+
     def block_rows(self, columns: int, rows: int | None = None) -> int:
         """Rows of a block of `columns` float64 columns, of `rows` in all.
 

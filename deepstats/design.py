@@ -17,12 +17,14 @@ import pandas as pd
 from torch import Tensor
 
 from .coding import codings, encode
+from .columns import Categorical, Numeric
 from .compute import Compute, default_compute
 from .errors import DesignError
+from .expressions import expression_variables
 from .formula import Formula, GroupTerm, Rhs, Term
 from .frame import Table, all_finite
 from .matrix import Block, Coded, Column, ModelMatrix, Scratch, Source
-from .transforms import Categorical, Numeric, evaluate, expression_variables
+from .transforms import evaluate
 
 __all__ = ["Batch", "Design", "Grouping", "RandomTerm", "Spec", "Table"]
 

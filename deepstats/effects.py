@@ -18,11 +18,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .columns import Categorical
 from .compute import Compute
 from .design import Batch, Design, Table
 from .errors import DesignError, ModelError
+from .expressions import expression_variables
 from .summary import Summary, coefficient_table
-from .transforms import Categorical, evaluate, expression_variables
+from .transforms import evaluate
 
 if TYPE_CHECKING:
     from .results import Results

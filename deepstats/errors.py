@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 __all__ = [
     "BoundaryWarning",
     "ContrastWarning",
@@ -14,6 +17,7 @@ __all__ = [
     "RankWarning",
     "SeparationWarning",
     "SingularFitWarning",
+    "listed",
 ]
 
 
@@ -77,3 +81,10 @@ class SingularFitWarning(BoundaryWarning):
 
 class MissingDataWarning(UserWarning):
     """A transform produced missing values in rows where the data had none."""
+
+
+def listed(values: Iterable[Any], limit: int = 10) -> str:
+    """Write the first values of a message, and how many there are in all."""
+    values = list(values)
+    shown = ", ".join(repr(value) for value in values[:limit])
+    return shown + (f", ... ({len(values)} in all)" if len(values) > limit else "")

@@ -7,6 +7,7 @@ of outer products of scores, over rows, clusters or lags.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .design import Grouping
-from .errors import ModelError
+from .errors import BoundaryWarning, ModelError
 from .likelihood import Likelihood
 
 __all__ = [
@@ -163,7 +164,14 @@ def covariance(
         power = {"HC2": 1, "HC3": 2}.get(kind, 0)
         hat = bread if hat_bread is None else hat_bread
         meat = likelihood.score_gram(x, hat if power else None, power)
-        factor = nobs / df_resid if kind == "HC1" else 1.0
+        if power and bool(meat.isnan().any()) and bool(bread.isfinite().all()):
+            warnings.warn(
+                f"{kind} is not defined: the estimates fit some rows exactly whatever "
+                "their response (leverage one). Leave those rows out, or use HC1.",
+                BoundaryWarning,
+                stacklevel=2,
+            )
+        factor = _ratio(nobs, df_resid) if kind == "HC1" else 1.0
         return Covariance(factor * bread @ meat @ bread, kind, kind, options={})
     if kind == "cluster":
         return _clustered(likelihood, x, bread, nobs, df_resid, given)
@@ -178,9 +186,14 @@ def covariance(
     lags = int(lags)
     kernel = given.get("kernel", "bartlett")
     meat = hac_meat(likelihood.scores(x), lags, kernel)
-    factor = nobs / df_resid if given.get("use_correction", False) else 1.0
+    factor = _ratio(nobs, df_resid) if given.get("use_correction", False) else 1.0
     text = f"HAC ({kernel}, {lags} lags)"
     return Covariance(factor * bread @ meat @ bread, kind, text, options=given)
+
+
+def _ratio(count: float, residual: float) -> float:
+    """Small-sample factor; NaN where no degrees of freedom are left."""
+    return count / residual if residual > 0 else float("nan")
 
 
 def _from_information(
@@ -223,7 +236,7 @@ def _clustered(
             gram = likelihood.group_gram(x, codes, count)
             total += (-1) ** (size + 1) * factor * gram
     if correct and degrees:
-        total *= (nobs - 1) / residual
+        total *= _ratio(nobs - 1, residual)
     names = " and ".join(f"{g.name} ({len(g)})" for g in groupings)
     df = float(min(sizes) - 1)
     return Covariance(
@@ -335,17 +348,24 @@ def wald(
 ) -> HypothesisTest:
     """Test ``R params = q``; an F test when `df_denom` is given, else chi-squared.
 
-    Redundant restrictions are counted once, as Stata's `test` does.
+    Redundant restrictions are counted once, as Stata's `test` does. The statistic is
+    NaN where the covariance of the restrictions is not positive semidefinite, as that
+    of two-way clusters need not be.
     """
     from scipy import linalg, stats
 
     difference = R @ params - q
     middle = R @ cov @ R.T
     scale = np.sqrt(np.maximum(np.diag(middle), 1e-300))
+    if not np.isfinite(middle).all() or not np.isfinite(difference).all():
+        kind = "chi2" if df_denom is None else "F"
+        return HypothesisTest(np.nan, len(R), df_denom, np.nan, kind)
     values, vectors = linalg.eigh(middle / np.outer(scale, scale))
-    keep = values > values.max() * 1e-10
+    keep = np.abs(values) > values.max() * 1e-10
     rotated = vectors[:, keep].T @ (difference / scale)
     chi2, df = float((rotated**2 / values[keep]).sum()), int(keep.sum())
+    if (values[keep] < 0).any():
+        chi2 = np.nan
     if df_denom is None:
         return HypothesisTest(chi2, df, None, float(stats.chi2.sf(chi2, df)), "chi2")
     value = chi2 / df

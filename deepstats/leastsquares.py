@@ -289,7 +289,7 @@ def triangle(design: Design, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
         Norms of the columns of X.
     """
     X, rows = design.X, max(compute.block_rows(design.X.k), 2 * design.X.k)
-    cpu = Compute("cpu", memory=compute.memory, threads=1)
+    cpu = compute.on_cpu()
     scratches = design.scratches(rows, cpu)
     R = np.zeros((0, X.k + 1), dtype=np.longdouble)
     lengths = np.zeros(X.k, dtype=np.longdouble)

@@ -217,7 +217,7 @@ class PredictorLikelihood:
         """
         x = x.to(self.compute.device)
         raw = self._raw(x)
-        middle = None if leverage is None else self._raw_middle(leverage)
+        middle = None if leverage is None else self.raw_middle(leverage)
 
         def body(start: int, stop: int, worker: _Worker) -> None:
             batch = self._batch(start, stop, worker)
@@ -227,7 +227,8 @@ class PredictorLikelihood:
             scale = batch.weights
             if middle is not None:
                 h = self._leverages(batch, point, middle)
-                shrink = (1.0 - h).pow(-power / 2)
+                own = 1.0 - h
+                shrink = torch.where(own > 1e-10, own, torch.nan).pow(-power / 2)
                 scale = shrink if scale is None else scale * shrink
             first = [_times(u, scale) for u in point.first]
             pairs = {
@@ -242,7 +243,7 @@ class PredictorLikelihood:
     def leverages(self, x: Tensor, inverse: Tensor) -> Tensor:
         """Leverage of each row, shape (n,): x' I^-1 x times its information."""
         raw = self._raw(x.to(self.compute.device))
-        middle = self._raw_middle(inverse)
+        middle = self.raw_middle(inverse)
         out = torch.empty(self.design.n, dtype=torch.float64)
 
         def body(start: int, stop: int, worker: _Worker) -> None:
@@ -361,7 +362,7 @@ class PredictorLikelihood:
             self.matrices[m].to_raw(p) for m, p in zip(self.layout, parts, strict=True)
         ]
 
-    def _raw_middle(self, inverse: Tensor) -> dict[tuple[int, int], Tensor]:
+    def raw_middle(self, inverse: Tensor) -> dict[tuple[int, int], Tensor]:
         """T_j M_jl T_l' for every pair of predictors."""
         inverse = inverse.to(self.compute.device)
         sizes = [self.matrices[m].k for m in self.layout]

@@ -26,6 +26,13 @@ from .inference import (
 )
 from .likelihood import PredictorLikelihood
 from .optimize import solve_information
+from .prediction import (
+    ContrastResults,
+    PredictionResults,
+    delta_variance,
+    row_labels,
+    slopes,
+)
 from .summary import Notes, Pairs, Summary, coefficient_table
 
 if TYPE_CHECKING:
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
     from .influence import Influence
     from .models.base import RegressionModel
 
-__all__ = ["ContrastResults", "Fit", "PredictionResults", "Results"]
+__all__ = ["Fit", "NullComparison", "Results", "whole"]
 
 
 @dataclass(frozen=True)
@@ -278,7 +285,7 @@ class Results:
     @property
     def df_model(self) -> float:
         """Parameters that are not intercepts."""
-        return float(sum("Intercept" not in n for n in self.names))
+        return float(sum(not n.endswith("Intercept") for n in self.names))
 
     @property
     def scale(self) -> float:
@@ -436,17 +443,13 @@ class Results:
         PredictionResults
         """
         found, scatter = self._new(exog, offset, exposure)
-        middle = found._raw_middle(self.covariance.matrix)
+        middle = found.raw_middle(self.covariance.matrix)
         x = self.fit_info.x
 
         def both(batch: Any, etas: tuple[Tensor, ...]) -> Tensor:
-            mean, slopes = _slopes(self.model.mean, etas)
+            mean, change = slopes(self.model.mean, etas)
             linear = batch.blocks[0].bilinear(middle[0, 0], batch.blocks[0])
-            total = torch.zeros_like(mean)
-            for j, one in enumerate(found.layout):
-                for k, other in enumerate(found.layout):
-                    part = batch.blocks[one].bilinear(middle[j, k], batch.blocks[other])
-                    total += slopes[j] * slopes[k] * part
+            total = delta_variance(batch, found.layout, middle, change)
             return torch.stack([mean, total.sqrt(), etas[0], linear.sqrt()], dim=1)
 
         columns = found.map(x, both, 4).T
@@ -467,20 +470,7 @@ class Results:
             return self.likelihood, self._series
         design = self.model.design.spec.rebuild(data, offset=offset, exposure=exposure)
         found = PredictorLikelihood(self.model, design, self.model.compute)
-        index = (
-            data.index
-            if isinstance(data, pd.DataFrame)
-            else pd.RangeIndex(design.n_given)
-        )
-
-        def scatter(values: Tensor, name: str) -> pd.Series:
-            if design.rows is None:
-                return pd.Series(values.numpy(), index, name=name)
-            out = np.full(design.n_given, np.nan)
-            out[design.rows] = values.numpy()
-            return pd.Series(out, index, name=name)
-
-        return found, scatter
+        return found, row_labels(design, data)
 
     # -- tests ------------------------------------------------------------------------
 
@@ -568,6 +558,11 @@ class Results:
             raise ValueError(
                 f"the models use {self.nobs:g} and {restricted.nobs:g} observations; a "
                 "likelihood-ratio test needs the same rows."
+            )
+        if restricted.response_name != self.response_name:
+            raise ValueError(
+                f"the models explain {self.response_name} and "
+                f"{restricted.response_name}; their likelihoods cannot be compared."
             )
         df = restricted.df_resid - self.df_resid
         if df <= 0:
@@ -794,6 +789,31 @@ class Results:
         return compare(self, other, **options)
 
 
+class NullComparison:
+    """What results add that know `llnull`, the likelihood of the constant alone."""
+
+    llf: float
+    llnull: float
+    df_model: float
+
+    @property
+    def prsquared(self) -> float:
+        """McFadden's pseudo R-squared."""
+        return 1 - self.llf / self.llnull
+
+    @property
+    def llr(self) -> float:
+        """Likelihood-ratio statistic of all slopes."""
+        return 2 * (self.llf - self.llnull)
+
+    @property
+    def llr_pvalue(self) -> float:
+        """P-value of `llr`."""
+        from scipy import stats
+
+        return float(stats.chi2.sf(self.llr, self.df_model))
+
+
 def whole(value: float) -> float | int:
     """Return an integer where the value is one, so that it prints as one."""
     return int(value) if float(value).is_integer() else value
@@ -808,139 +828,3 @@ def _split_name(name: str) -> list[str]:
             out.append(name[start:i])
             start = i + 1
     return [*out, name[start:]]
-
-
-def _slopes(
-    mean: Callable[..., Tensor], etas: tuple[Tensor, ...]
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    etas = tuple(e.detach().requires_grad_() for e in etas)
-    with torch.enable_grad():
-        value = mean(*etas)
-        slopes = torch.autograd.grad(value.sum(), etas, allow_unused=True)
-    filled = tuple(
-        torch.zeros_like(e) if s is None else s
-        for s, e in zip(slopes, etas, strict=True)
-    )
-    return value.detach(), filled
-
-
-@dataclass(frozen=True, eq=False)
-class ContrastResults:
-    """Estimates and tests of linear combinations of parameters.
-
-    Attributes
-    ----------
-    frame : DataFrame
-        Columns coef, std err, t or z, pvalue, lower, upper.
-    use_t : bool
-    conf_level : float
-    """
-
-    frame: pd.DataFrame
-    use_t: bool
-    conf_level: float
-
-    @property
-    def effect(self) -> np.ndarray:
-        """Estimates."""
-        return self.frame["coef"].to_numpy()
-
-    @property
-    def sd(self) -> np.ndarray:
-        """Standard errors."""
-        return self.frame["std err"].to_numpy()
-
-    @property
-    def tvalue(self) -> np.ndarray:
-        """Statistics."""
-        return self.frame.iloc[:, 2].to_numpy()
-
-    @property
-    def pvalue(self) -> np.ndarray:
-        """Two-sided p-values."""
-        return self.frame["pvalue"].to_numpy()
-
-    def conf_int(self) -> np.ndarray:
-        """Intervals, shape (combinations, 2)."""
-        return self.frame[["lower", "upper"]].to_numpy()
-
-    def summary(self) -> Summary:
-        """Return the table."""
-        f = self.frame
-        table = coefficient_table(
-            f["coef"], f["std err"], f.iloc[:, 2], f["pvalue"],
-            f[["lower", "upper"]], self.use_t, conf_level=self.conf_level,
-        )  # fmt: skip
-        return Summary("Linear combinations of parameters", "", (table,))
-
-    def __repr__(self) -> str:
-        return self.summary().as_text()
-
-
-class PredictionResults:
-    """Predicted means with standard errors and intervals.
-
-    Attributes
-    ----------
-    results : Results
-    predicted : DataFrame
-        Columns mean, mean_se, linear, linear_se.
-    """
-
-    def __init__(self, results: Results, predicted: pd.DataFrame) -> None:
-        self.results, self.predicted = results, predicted
-
-    @property
-    def predicted_mean(self) -> np.ndarray:
-        """Predicted means."""
-        return self.predicted["mean"].to_numpy()
-
-    @property
-    def se_mean(self) -> np.ndarray:
-        """Standard errors of the means, by the delta method."""
-        return self.predicted["mean_se"].to_numpy()
-
-    def conf_int(self, alpha: float = 0.05) -> np.ndarray:
-        """Confidence intervals of the means, shape (rows, 2)."""
-        frame = self.summary_frame(alpha)
-        return frame[["mean_ci_lower", "mean_ci_upper"]].to_numpy()
-
-    def summary_frame(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Return means, standard errors and intervals.
-
-        Parameters
-        ----------
-        alpha : float, default 0.05
-
-        Returns
-        -------
-        DataFrame
-            Columns mean, mean_se, mean_ci_lower, mean_ci_upper; for least squares also
-            obs_ci_lower, obs_ci_upper, the interval of a new observation. With a
-            single predictor the interval is made for the linear predictor and brought
-            through the link, so that it stays in the range of the mean.
-        """
-        results, p = self.results, self.predicted
-        q = results._quantile(alpha)
-        out = pd.DataFrame({"mean": p["mean"], "mean_se": p["mean_se"]})
-        if len(results.model.layout) == 1:
-            ends = [
-                results.model.mean(
-                    torch.tensor((p["linear"] + s * q * p["linear_se"]).to_numpy())
-                )
-                for s in (-1, 1)
-            ]
-            low, high = (e.numpy() for e in ends)
-            out["mean_ci_lower"] = np.minimum(low, high)
-            out["mean_ci_upper"] = np.maximum(low, high)
-        else:
-            out["mean_ci_lower"] = p["mean"] - q * p["mean_se"]
-            out["mean_ci_upper"] = p["mean"] + q * p["mean_se"]
-        variance = results._new_variance()
-        if variance is not None:
-            half = q * np.sqrt(p["mean_se"] ** 2 + variance)
-            out["obs_ci_lower"], out["obs_ci_upper"] = (
-                p["mean"] - half,
-                p["mean"] + half,
-            )
-        return out

@@ -17,8 +17,8 @@ from deepstats.formula import (
     Response,
     Rhs,
     Term,
-    check_expression,
 )
+from deepstats.grammar import check_expression
 
 
 def names(text: str) -> list[str]:

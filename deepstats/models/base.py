@@ -38,6 +38,8 @@ INTERCEPT = Rhs.parse("~ 1")
 _SUBSAMPLE = 4_000_000
 _STEP = 20
 _PIVOT = 1e-8
+#: Share of it below which the cross-products have lost half their digits or more.
+_LOST = 1e-11
 # Scoring converges linearly where it differs from Newton's method: it brings the
 # estimate this near, in standard errors, and Newton's method does the rest.
 _SCORING = 0.1
@@ -466,6 +468,17 @@ class RegressionModel:
                 f"{optimum.gradient_norm:.2g}). Rescale the variables, give "
                 "start_params=, or raise maxiter=.",
                 ConvergenceWarning,
+                stacklevel=3,
+            )
+        free = [j for j in range(len(self.parameters)) if j not in optimum.at_bound]
+        if optimum.converged and _least_pivot(optimum.information[free][:, free]) < (
+            _LOST
+        ):
+            warnings.warn(
+                "the columns are nearly collinear, or their values far from zero for "
+                "how little they vary: digits of the estimates are lost. Centre the "
+                "variables (center(x)) or leave some out.",
+                RankWarning,
                 stacklevel=3,
             )
         for j in optimum.at_bound:

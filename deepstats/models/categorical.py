@@ -19,6 +19,7 @@ from ..formula import Formula, Term
 from ..leastsquares import aliased_columns, triangle
 from ..likelihood import Point, PredictorLikelihood, pointwise
 from ..parameters import Block, Parameters
+from ..prediction import delta_variance, slopes
 from ..results import Results
 from .base import INTERCEPT
 from .multipart import MultiPartModel, MultiPartResults
@@ -127,24 +128,19 @@ class CategoricalResults(MultiPartResults):
         CategoricalPrediction
         """
         found, _ = self._new(exog, offset, exposure)
-        middle = found._raw_middle(self.covariance.matrix)
+        middle = found.raw_middle(self.covariance.matrix)
         levels = list(self.model.levels)
 
-        def errors(*etas: Tensor) -> Tensor:
-            return torch.stack(
-                [_slopes(self.model.probabilities, etas, k) for k in range(len(levels))]
-            )
+        def errors(batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
+            by_level = [
+                slopes(lambda *e, k=k: self.model.probabilities(*e)[:, k], etas)[1]
+                for k in range(len(levels))
+            ]
+            change = [torch.stack(of_level) for of_level in zip(*by_level, strict=True)]
+            variance = delta_variance(batch, found.layout, middle, change)
+            return variance.T.clamp_min(0).sqrt()
 
-        def both(batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
-            slopes = errors(*etas)
-            total = torch.zeros_like(slopes[:, 0])
-            for j, one in enumerate(found.layout):
-                for k, other in enumerate(found.layout):
-                    part = batch.blocks[one].bilinear(middle[j, k], batch.blocks[other])
-                    total += slopes[:, j] * slopes[:, k] * part
-            return total.T.clamp_min(0).sqrt()
-
-        se = found.map(self.fit_info.x, both, len(levels)).numpy()
+        se = found.map(self.fit_info.x, errors, len(levels)).numpy()
         mean = self.predict(exog, offset=offset, exposure=exposure)
         frame = pd.DataFrame(np.nan, mean.index, mean.columns)
         rows = found.design.rows
@@ -584,18 +580,6 @@ def _limits(q: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
     last = q.shape[1] - 1
     low = q.gather(1, (code - 1).clamp(min=0)[:, None])[:, 0]
     return low, q.gather(1, code.clamp(max=last)[:, None])[:, 0]
-
-
-def _slopes(
-    function: Callable[..., Tensor], etas: tuple[Tensor, ...], k: int
-) -> Tensor:
-    """Return derivatives of one column of a function in each linear predictor."""
-    etas = tuple(e.detach().requires_grad_() for e in etas)
-    with torch.enable_grad():
-        value = function(*etas)[:, k].sum()
-        found = torch.autograd.grad(value, etas, allow_unused=True)
-    pairs = zip(found, etas, strict=True)
-    return torch.stack([torch.zeros_like(e) if g is None else g for g, e in pairs])
 
 
 def _coded(

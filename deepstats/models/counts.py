@@ -15,6 +15,7 @@ from torch import Tensor
 from ..design import Batch, Design
 from ..errors import BoundaryWarning, DesignError, ModelError, SeparationWarning
 from ..families import (
+    Family,
     HurdleNegativeBinomial,
     HurdlePoisson,
     NegativeBinomial,
@@ -214,6 +215,31 @@ class _TwoPart(CountModel):
 
     _part_name: ClassVar[str]
     _part_title: ClassVar[str]
+    _link_option: ClassVar[str]
+    #: Families with Poisson and with negative binomial counts.
+    _families: ClassVar[tuple[type[Family], type[Family]]]
+
+    def _declare(self, dist: str, loglike: str | None, link: Any) -> None:
+        """Set the family and the title."""
+        kind = _distribution(dist, loglike)
+        links = {f"{self._part_name}_link": link}
+        poisson, negative_binomial = self._families
+        self.family = (
+            poisson(**links)
+            if kind is None
+            else negative_binomial(loglike=kind, **links)
+        )
+        name = "Poisson" if kind is None else "negative binomial"
+        self.title = self.title.replace("regression", f"{name} regression")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What makes this model besides formula and data."""
+        loglike = getattr(self.family, "loglike", None)
+        return {
+            "dist": "poisson" if loglike is None else "negativebinomial",
+            "loglike": loglike, self._link_option: self.family.links[1].name,
+        }  # fmt: skip
 
     @property
     def layout(self) -> tuple[int, ...]:
@@ -326,6 +352,8 @@ class ZeroInflatedModel(_TwoPart):
     title = "Zero-inflated regression"
     unbounded = (1,)
     _part_name, _part_title = "inflate", "Zero inflation"
+    _link_option = "inflation_link"
+    _families = (ZeroInflatedPoisson, ZeroInflatedNegativeBinomial)
 
     def __init__(
         self,
@@ -338,29 +366,12 @@ class ZeroInflatedModel(_TwoPart):
         inflation_link: Any = "logit",
         **options: Any,
     ) -> None:
-        kind = _distribution(dist, loglike)
-        links = {"inflate_link": inflation_link}
-        self.family = (
-            ZeroInflatedPoisson(**links)
-            if kind is None
-            else ZeroInflatedNegativeBinomial(loglike=kind, **links)
-        )
-        name = "Poisson" if kind is None else "negative binomial"
-        self.title = f"Zero-inflated {name} regression"
+        self._declare(dist, loglike, inflation_link)
         functions = tuple(options.get("context") or ())
         formula, part = second_part(
             formula, inflation, "inflation", INTERCEPT, functions
         )
         super().__init__(formula, data, parts=self._parts(part), **options)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What makes this model besides formula and data."""
-        loglike = getattr(self.family, "loglike", None)
-        return {
-            "dist": "poisson" if loglike is None else "negativebinomial",
-            "loglike": loglike, "inflation_link": self.family.inflate_link.name,
-        }  # fmt: skip
 
     def _bounded(self, names: tuple[str, ...]) -> bool:
         return names == ("Intercept",)
@@ -438,6 +449,8 @@ class HurdleModel(_TwoPart):
     title = "Hurdle regression"
     unbounded = (1,)
     _part_name, _part_title = "zero", "Crossing the hurdle, P(y > 0)"
+    _link_option = "zero_link"
+    _families = (HurdlePoisson, HurdleNegativeBinomial)
 
     def __init__(
         self,
@@ -450,30 +463,13 @@ class HurdleModel(_TwoPart):
         zero_link: Any = "logit",
         **options: Any,
     ) -> None:
-        kind = _distribution(dist, loglike)
-        links = {"zero_link": zero_link}
-        self.family = (
-            HurdlePoisson(**links)
-            if kind is None
-            else HurdleNegativeBinomial(loglike=kind, **links)
-        )
-        name = "Poisson" if kind is None else "negative binomial"
-        self.title = f"Hurdle {name} regression"
+        self._declare(dist, loglike, zero_link)
         functions = tuple(options.get("context") or ())
         if isinstance(formula, str):
             formula = Formula.parse(formula, functions)
         default = slopes_only(formula.rhs)
         formula, part = second_part(formula, zero, "zero", default, functions)
         super().__init__(formula, data, parts=self._parts(part), **options)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What makes this model besides formula and data."""
-        loglike = getattr(self.family, "loglike", None)
-        return {
-            "dist": "poisson" if loglike is None else "negativebinomial",
-            "loglike": loglike, "zero_link": self.family.zero_link.name,
-        }  # fmt: skip
 
     def predictions(self) -> dict[str, Callable[..., Tensor]]:
         """Add means of the count part and the probability of crossing the hurdle."""

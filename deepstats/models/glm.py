@@ -21,20 +21,30 @@ from ..likelihood import (
     has_simple_scores,
 )
 from ..optimize import Optimum, solve_information
-from ..results import Results
+from ..results import NullComparison, Results
 from .base import RegressionModel
 from .separation import separated_columns
 
 __all__ = ["GLM", "GLMResults"]
 
 
-class GLMResults(Results):
+class GLMResults(NullComparison, Results):
     """Estimates of a generalised linear model; adds deviances and their residuals."""
 
     @property
     def deviance(self) -> float:
         """Deviance: twice the distance to the saturated log-likelihood, times scale."""
         return self.fit_info.facts["deviance"]
+
+    @property
+    def df_model(self) -> float:
+        """Columns besides the constant, which may be a sum of columns."""
+        return float(len(self.names)) - self.fit_info.facts["constant"]
+
+    @property
+    def llr_pvalue(self) -> float:
+        """P-value of `llr`; NaN without a constant, when it is no nested test."""
+        return super().llr_pvalue if self.fit_info.facts["constant"] else float("nan")
 
     @property
     def pearson_chi2(self) -> float:
@@ -55,23 +65,6 @@ class GLMResults(Results):
     def null_deviance(self) -> float:
         """Deviance of the model with only a constant."""
         return self._null[1]
-
-    @property
-    def prsquared(self) -> float:
-        """McFadden's pseudo R-squared."""
-        return 1 - self.llf / self.llnull
-
-    @property
-    def llr(self) -> float:
-        """Likelihood-ratio statistic of all slopes."""
-        return 2 * (self.llf - self.llnull)
-
-    @property
-    def llr_pvalue(self) -> float:
-        """P-value of `llr`."""
-        from scipy import stats
-
-        return float(stats.chi2.sf(self.llr, self.df_model))
 
     @property
     def mu(self) -> pd.Series:
@@ -236,7 +229,7 @@ class GLM(RegressionModel):
             return 1.0
         if self._scale in ("pearson", "deviance"):
             total = self._sums[1 if self._scale == "pearson" else 0]
-            return float(total / df_resid)
+            return float(total / df_resid) if df_resid > 0 else float("nan")
         return float(self._scale)
 
     def _statistics(self, likelihood: PredictorLikelihood, x: Tensor) -> Tensor:
@@ -266,7 +259,10 @@ class GLM(RegressionModel):
         deviance, pearson, llf = (float(v) for v in self._sums)
         if self.family.scale != "one":
             llf = self._scaled_llf(likelihood, x, scale, deviance)
-        return {"llf": llf, "deviance": deviance, "pearson_chi2": pearson}
+        return {
+            "llf": llf, "deviance": deviance, "pearson_chi2": pearson,
+            "constant": float(likelihood.design.has_constant),
+        }  # fmt: skip
 
     def _scaled_llf(
         self, likelihood: PredictorLikelihood, x: Tensor, scale: float, deviance: float

@@ -74,6 +74,8 @@ class OLSResults(Results):
     @property
     def rsquared_adj(self) -> float:
         """R-squared adjusted for degrees of freedom."""
+        if self.df_resid <= 0:
+            return nan
         lost = self.nobs - self._has_constant()
         return 1 - lost / self.df_resid * (1 - self.rsquared)
 
@@ -290,11 +292,17 @@ class OLS(RegressionModel):
         )  # fmt: skip
         return OLSResults(self, fit, likelihood, cov_type, cov_kwds, use_t)
 
+    def _given_offset(self) -> np.ndarray | None:
+        """Offset of the user, which is taken from the response."""
+        return self.design.offset
+
     def _facts(
         self, likelihood: PredictorLikelihood, solution: Any, nobs: float
     ) -> dict[str, float]:
         design = self.design
         y = np.asarray(design.y, dtype=np.float64)
+        offset = self._given_offset()
+        y = y if offset is None else y - offset
         f, w = design.freq_weights, design.weights
         both = f if w is None else w if f is None else w * f
         mean = float(y.mean() if both is None else (both * y).sum() / both.sum())

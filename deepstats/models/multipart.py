@@ -21,7 +21,7 @@ from ..leastsquares import triangle
 from ..likelihood import PredictorLikelihood
 from ..matrix import intercept_matrix
 from ..optimize import Derivatives, Optimum, solve_information
-from ..results import Results
+from ..results import NullComparison, Results
 from .base import RegressionModel
 
 __all__ = ["MultiPartModel", "MultiPartResults", "second_part", "slopes_only"]
@@ -103,7 +103,7 @@ def slopes_only(rhs: Rhs) -> Rhs:
     return Rhs((Term(()), *terms), text=rhs.text)
 
 
-class MultiPartResults(Results):
+class MultiPartResults(NullComparison, Results):
     """Estimates of a regression with several linear predictors.
 
     Adds the constant-only fit: `llnull`, `prsquared`, `llr`, `llr_pvalue`.
@@ -121,23 +121,6 @@ class MultiPartResults(Results):
     def llnull(self) -> float:
         """Log-likelihood with a constant alone in every part (offset kept)."""
         return self.model.null_llf(self.likelihood)
-
-    @property
-    def prsquared(self) -> float:
-        """McFadden's pseudo R-squared."""
-        return 1 - self.llf / self.llnull
-
-    @property
-    def llr(self) -> float:
-        """Likelihood-ratio statistic of all slopes."""
-        return 2 * (self.llf - self.llnull)
-
-    @property
-    def llr_pvalue(self) -> float:
-        """P-value of `llr`."""
-        from scipy import stats
-
-        return float(stats.chi2.sf(self.llr, self.df_model))
 
     def predict(
         self,

@@ -19,12 +19,8 @@ from ..formula import Formula
 from ..inference import Covariance
 from ..leastsquares import aliased_columns, triangle
 from ..likelihood import Point, PredictorLikelihood
-from ..quantile import (
-    QuantileFit,
-    fit_quantile,
-    kernel_sparsity,
-    quantile_covariance,
-)
+from ..quantile import QuantileFit, fit_quantile
+from ..quantile_errors import kernel_sparsity, quantile_covariance
 from ..results import Fit, Results, whole
 from .base import RegressionModel
 
