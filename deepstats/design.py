@@ -691,7 +691,8 @@ class _Builder:
         if source is None or not len(source.array):
             return None
         values, degree = source.array, int(found[2])
-        largest = float(max(abs(float(values.min())), abs(float(values.max()))))
+        # Missing rows are left out, and do not make it another kind of column.
+        largest = max(abs(float(np.nanmin(values))), abs(float(np.nanmax(values))))
         if not degree * np.log2(max(largest, 1.0)) < 1023:
             return None
         return (source,) * degree

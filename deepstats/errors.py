@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +19,7 @@ __all__ = [
     "RankWarning",
     "SeparationWarning",
     "SingularFitWarning",
+    "caution",
     "listed",
 ]
 
@@ -88,3 +91,12 @@ def listed(values: Iterable[Any], limit: int = 10) -> str:
     values = list(values)
     shown = ", ".join(repr(value) for value in values[:limit])
     return shown + (f", ... ({len(values)} in all)" if len(values) > limit else "")
+
+
+def caution(text: str, category: type[Warning]) -> None:
+    """Warn at the line of the caller's own code, however deep in the package we are."""
+    level, frame = 1, sys._getframe(1)
+    package = __name__.partition(".")[0]
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(package):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)

@@ -66,6 +66,8 @@ class Fit:
     message : str
     at_bound : tuple of int
         Parameters at the edge of their range.
+    notes : tuple of str
+        What was warned of while fitting; printed below the estimates.
     """
 
     x: Tensor
@@ -80,6 +82,7 @@ class Fit:
     gradient_norm: float = 0.0
     message: str = "converged"
     at_bound: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Results:
@@ -189,9 +192,12 @@ class Results:
         ----------
         cov_type : str, default "HC1"
         use_t : bool, optional
+            By default as these results, which is what statsmodels does: after
+            ``ols(...).fit()`` tests stay t, while ``fit(cov_type="HC1")`` gives z.
         **cov_kwds
             Options of the covariance, e.g. ``groups="firm"``.
         """
+        use_t = self.use_t if use_t is None else use_t
         return type(self)(
             self.model, self.fit_info, self._likelihood, cov_type, cov_kwds, use_t
         )
@@ -747,9 +753,7 @@ class Results:
             out.append(f"{design.n_zero_weight} rows with weight zero were left out.")
         if not self.converged:
             out.append(f"NOT CONVERGED: {self.fit_info.message}.")
-        for j in self.fit_info.at_bound:
-            out.append(f"{self.names[j]} is at the edge of its range.")
-        return out
+        return [*out, *self.fit_info.notes]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.model_name}, {self.formula_text}>"

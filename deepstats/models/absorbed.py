@@ -9,7 +9,6 @@ them, are those of the whole model.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +25,7 @@ from ..errors import (
     DesignError,
     ModelError,
     SeparationWarning,
+    caution,
 )
 from ..families import get_family
 from ..formula import Formula
@@ -380,6 +380,7 @@ class AbsorbedOLS(AbsorbingModel, OLS):
             x=solution.params, bread=solution.inverse, information="expected",
             scale=solution.ssr / df_resid if df_resid > 0 else nan, nobs=nobs,
             df_resid=df_resid, facts=facts, message=solution.method,
+            notes=(*self.dropped, *self.cautions),
         )  # fmt: skip
         use_t = True if use_t is None else use_t
         return AbsorbedOLSResults(self, fit, likelihood, cov_type, cov_kwds, use_t)
@@ -515,6 +516,7 @@ class AbsorbedGLM(AbsorbingModel, GLM):
             scale=scale, nobs=nobs, df_resid=df_resid, facts=facts,
             converged=state.converged, iterations=state.iterations,
             gradient_norm=float(found.gradient.abs().max()), message=state.message,
+            notes=(*self.dropped, *self.cautions),
         )  # fmt: skip
         use_t = self.dispersed if use_t is None else use_t
         return AbsorbedGLMResults(self, fit, likelihood, cov_type, cov_kwds, use_t)
@@ -602,20 +604,18 @@ class AbsorbedGLM(AbsorbingModel, GLM):
         # is short in every row; on the way to infinity some rows move by one a step.
         infinite = state.moved > _MOVING and state.decrement < _SHORT
         if self.family.name in _BINARY + _COUNTS and infinite:
-            warnings.warn(
+            self.caution(
                 "fitted means run to the edge of their range: outcomes are predicted "
                 "perfectly by x and the fixed effects together, and some estimates are "
                 "infinite. Leave terms out or merge levels.",
                 SeparationWarning,
-                stacklevel=3,
             )
         elif not state.converged:
-            warnings.warn(
+            caution(
                 f"{self.title} did not converge: {state.message} (last step "
                 f"{state.decrement:.2g} standard errors). Rescale the variables or "
                 "raise maxiter=.",
                 ConvergenceWarning,
-                stacklevel=3,
             )
 
     def null_figures(self, likelihood: PredictorLikelihood) -> tuple[float, float]:

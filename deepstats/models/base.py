@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ from ..errors import (
     DesignError,
     ModelError,
     RankWarning,
+    caution,
 )
 from ..families import Family
 from ..formula import Formula, Rhs
@@ -76,6 +76,9 @@ class RegressionModel:
 
     family: Family
     design: Design
+    #: What the last fit warned of, and the columns left out of all: for the page.
+    cautions: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -317,6 +320,7 @@ class RegressionModel:
         -------
         Results
         """
+        self.cautions = ()
         which = self._which_information(information)
         likelihood = PredictorLikelihood(self, self.design, self.compute)
         start = self._starting(likelihood, start_params, which, maxiter)
@@ -399,12 +403,7 @@ class RegressionModel:
             found = aliased_columns(*triangle(only, self.compute))
             if found:
                 names = [design.matrices[m].names[j] for j in found]
-                warnings.warn(
-                    f"{', '.join(names)}: linear combinations of earlier columns, "
-                    "dropped.",
-                    RankWarning,
-                    stacklevel=4,
-                )
+                self.note_dropped(names)
                 dropped[m] = found
                 kept = [j for j in range(design.matrices[m].k) if j not in found]
                 design = design.select_columns(kept, m)
@@ -461,33 +460,42 @@ class RegressionModel:
         """Whether expected and observed information differ."""
         return False
 
+    def caution(self, text: str, category: type[Warning]) -> None:
+        """Warn, and keep the text for the printed page of this fit."""
+        self.cautions = (*self.cautions, text)
+        caution(text, category)
+
+    def note_dropped(self, names: Sequence[str], why: str = "") -> None:
+        """Warn of columns dropped, and keep the text for every later page."""
+        why = why or "linear combinations of earlier columns, dropped."
+        text = f"{', '.join(names)}: {why}"
+        self.dropped = (*self.dropped, text)
+        caution(text, RankWarning)
+
     def _warn(self, optimum: Optimum, likelihood: PredictorLikelihood) -> None:
         if not optimum.converged:
-            warnings.warn(
+            caution(
                 f"{self.title} did not converge: {optimum.message} (largest gradient "
                 f"{optimum.gradient_norm:.2g}). Rescale the variables, give "
                 "start_params=, or raise maxiter=.",
                 ConvergenceWarning,
-                stacklevel=3,
             )
         free = [j for j in range(len(self.parameters)) if j not in optimum.at_bound]
         if optimum.converged and _least_pivot(optimum.information[free][:, free]) < (
             _LOST
         ):
-            warnings.warn(
+            self.caution(
                 "the columns are nearly collinear, or their values far from zero for "
                 "how little they vary: digits of the estimates are lost. Centre the "
                 "variables (center(x)) or leave some out.",
                 RankWarning,
-                stacklevel=3,
             )
         for j in optimum.at_bound:
-            warnings.warn(
+            self.caution(
                 f"{self.parameters.labels[j]} is at the edge of its range: the data "
                 "do not support it. Its standard error is undefined; fit the simpler "
                 "model.",
                 BoundaryWarning,
-                stacklevel=3,
             )
 
     def _results(
@@ -516,6 +524,7 @@ class RegressionModel:
             df_resid=df_resid, facts=facts, converged=optimum.converged,
             iterations=optimum.iterations, gradient_norm=optimum.gradient_norm,
             message=optimum.message, at_bound=optimum.at_bound,
+            notes=(*self.dropped, *self.cautions),
         )  # fmt: skip
         return self.results_class(self, fit, likelihood, cov_type, cov_kwds, use_t)
 

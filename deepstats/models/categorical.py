@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..design import Batch, Design
-from ..errors import DesignError, ModelError, RankWarning, SeparationWarning
+from ..errors import DesignError, ModelError, SeparationWarning
 from ..families import Multinomial, Ordinal
 from ..formula import Formula, Term
 from ..leastsquares import aliased_columns, triangle
@@ -359,11 +358,9 @@ class OrdinalModel(CategoricalModel):
         if gone and some.n < design.n:
             gone = aliased_columns(*triangle(design.only(0), self.compute))
         if gone:
-            warnings.warn(
-                f"{', '.join(names[j] for j in gone)}: linear combinations of earlier "
-                "columns or of the thresholds, dropped.",
-                RankWarning,
-                stacklevel=5,
+            self.note_dropped(
+                [names[j] for j in gone],
+                "linear combinations of earlier columns or of the thresholds, dropped.",
             )
         keep = [j for j, n in enumerate(names) if n != "Intercept" and j not in gone]
         return replace(design.select_columns(keep), has_constant=False)

@@ -508,8 +508,6 @@ def _warn_of_small_means(
     model: HurdleModel, optimum: Optimum, likelihood: PredictorLikelihood
 ) -> None:
     """Warn when the count part is at its limit: all ones, or logarithmic series."""
-    import warnings
-
     if not bool(optimum.x.isfinite().all()):
         return
 
@@ -517,13 +515,12 @@ def _warn_of_small_means(
         return (etas[0] < -8).sum()
 
     if float(likelihood.reduce(optimum.x, small)) > 0.5 * likelihood.design.n:
-        warnings.warn(
+        model.caution(
             "the means before truncation run to 0: the positive counts are (nearly) "
             "all one, or so dispersed that alpha runs to infinity. The estimates of "
             "the count part are where the search stopped; model y > 0 alone with "
             "logit, or try dist='poisson'.",
             BoundaryWarning,
-            stacklevel=4,
         )
 
 

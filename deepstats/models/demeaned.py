@@ -7,7 +7,6 @@ the columns as given leave of the linear predictor.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from ..absorb import Absorber, degrees_of_freedom, singletons
 from ..compute import Compute
 from ..design import Design, Grouping
-from ..errors import DesignError, ModelError, RankWarning
+from ..errors import DesignError, ModelError
 from ..matrix import Column, ModelMatrix, Source
 
 __all__ = ["TOLERANCE", "AbsorbingModel", "Array", "norms_of"]
@@ -158,11 +157,16 @@ class AbsorbingModel:
             )
         aliased = [varies[i] for i in _aliased(gram[np.ix_(varies, varies)])]
         constant = [j for j in range(len(names)) if j not in varies]
-        _warn_dropped(names, constant, "determined by the fixed effects, dropped.")
-        _warn_dropped(
-            names, aliased, "linear combinations of earlier columns and the fixed "
-            "effects, dropped.",
-        )  # fmt: skip
+        for which, why in (
+            (constant, "determined by the fixed effects, dropped."),
+            (
+                aliased,
+                "linear combinations of earlier columns and the fixed effects, "
+                "dropped.",
+            ),
+        ):
+            if which:
+                self.note_dropped([names[j] for j in which], why)
         kept = [j for j in varies if j not in aliased]
         if len(kept) == len(names):
             return M
@@ -314,12 +318,6 @@ def _aliased(gram: Array) -> list[int]:
             continue
         A = A - np.outer(A[:, j], A[j]) / A[j, j]
     return found
-
-
-def _warn_dropped(names: tuple[str, ...], which: list[int], why: str) -> None:
-    if which:
-        text = ", ".join(names[j] for j in which)
-        warnings.warn(f"{text}: {why}", RankWarning, stacklevel=4)
 
 
 def _times(X: ModelMatrix, beta: Tensor, compute: Compute) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..design import Batch
+from ..design import Batch, Design
 from ..errors import SeparationWarning
 from ..families import ExponentialFamily, Family, get_family
 from ..likelihood import (
@@ -185,12 +185,21 @@ class GLM(RegressionModel):
             raise ValueError(
                 f"scale must be a number, 'pearson' or 'deviance': {scale!r}."
             )
+        if not isinstance(scale, str) and not 0 < scale < float("inf"):
+            raise ValueError(f"scale must be positive, not {scale!r}.")
+        if scale == "deviance" and self.family.scale == "one":
+            raise ValueError(
+                f"the {self.family.name} family has dispersion one; to estimate it use "
+                f"family='quasi{self.family.name}', or give a number."
+            )
         self._scale = scale
         if information is not None:
             self.information = information
         if title is not None:
             self.title = title
         super().__init__(formula, data, **options)
+        if type(self) is GLM and self.family.name == "binomial":
+            self.design = _trials(self.design)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -291,8 +300,6 @@ class GLM(RegressionModel):
 
     def null_figures(self, likelihood: PredictorLikelihood) -> tuple[float, float]:
         """Log-likelihood and deviance of the model with a constant alone."""
-        from dataclasses import replace
-
         from ..matrix import intercept_matrix
         from ..optimize import newton
 
@@ -312,12 +319,11 @@ class GLM(RegressionModel):
         columns = self._separation(optimum, likelihood)
         if columns:
             names = ", ".join(self.design.X.names[j] for j in columns)
-            warnings.warn(
+            self.caution(
                 f"the response is predicted perfectly in some rows: the estimates of "
                 f"{names} are infinite and what is printed is where the search "
                 "stopped. Leave those terms out, merge levels, or penalise.",
                 SeparationWarning,
-                stacklevel=3,
             )
         else:
             super()._warn(optimum, likelihood)
@@ -345,6 +351,22 @@ class GLM(RegressionModel):
         if not float(likelihood.reduce(optimum.x, extreme)):
             return []
         return separated_columns(self.design, kind[name], self.compute)
+
+
+def _trials(design: Design) -> Design:
+    """Read the weights of proportions as trials, where they make whole successes.
+
+    As R does: the log-likelihood is then that of the counts.
+    """
+    y, w = design.y, design.weights
+    if design.size is not None or w is None or y is None or y.ndim != 1:
+        return design
+    y = np.asarray(y, dtype=np.float64)
+    if not ((y > 0) & (y < 1)).any() or ((y < 0) | (y > 1)).any():
+        return design
+    if (w != np.round(w)).any() or (np.abs(w * y - np.round(w * y)) > 1e-7).any():
+        return design
+    return replace(design, size=w, weights=None)
 
 
 def _size(batch: Batch) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from math import log, nan, pi
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..design import Batch
-from ..errors import BoundaryWarning, RankWarning
+from ..errors import BoundaryWarning
 from ..families import get_family
 from ..inference import HypothesisTest
 from ..leastsquares import least_squares
@@ -248,6 +247,7 @@ class OLS(RegressionModel):
         cov_kwds: Mapping[str, Any] | None = None,
         *,
         use_t: bool | None = None,
+        disp: bool | int = False,
     ) -> OLSResults:
         """Solve the least-squares problem.
 
@@ -256,20 +256,19 @@ class OLS(RegressionModel):
         cov_type, cov_kwds, use_t
             As in `RegressionModel.fit`. With use_t None tests use Student's t for
             non-robust standard errors and the normal for all others, as statsmodels.
+        disp : bool, default False
+            Print how the problem was solved.
 
         Returns
         -------
         OLSResults
         """
+        self.cautions = ()
         solution = least_squares(self.design, self.compute)
         if len(solution.kept) < self.design.X.k:
             names = self.design.X.names
             gone = [names[j] for j in range(len(names)) if j not in solution.kept]
-            warnings.warn(
-                f"{', '.join(gone)}: linear combinations of earlier columns, dropped.",
-                RankWarning,
-                stacklevel=2,
-            )
+            self.note_dropped(gone)
             self.design = self.design.select_columns(solution.kept)
         design = self.design
         nobs = float(design.n)
@@ -277,18 +276,19 @@ class OLS(RegressionModel):
             nobs = float(design.freq_weights.sum())
         df_resid = nobs - design.X.k
         if df_resid <= 0:
-            warnings.warn(
+            self.caution(
                 f"{design.X.k} coefficients fit {nobs:g} observations exactly: "
                 "standard errors are undefined.",
                 BoundaryWarning,
-                stacklevel=2,
             )
+        if disp:
+            print(f"{self.title}: {solution.method}.")
         likelihood = PredictorLikelihood(self, design, self.compute)
         fit = Fit(
             x=solution.params, bread=solution.inverse, information="expected",
             scale=solution.ssr / df_resid if df_resid > 0 else nan, nobs=nobs,
             df_resid=df_resid, facts=self._facts(likelihood, solution, nobs),
-            message=solution.method,
+            message=solution.method, notes=(*self.dropped, *self.cautions),
         )  # fmt: skip
         return OLSResults(self, fit, likelihood, cov_type, cov_kwds, use_t)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
@@ -288,7 +287,7 @@ class MultiPartModel(RegressionModel):
         if runaway:
             names = ", ".join(self.parameters.labels[j] for j in runaway)
             message, category = self._runaway_text(names)
-            warnings.warn(message, category, stacklevel=3)
+            self.caution(message, category)
         if not runaway or optimum.at_bound:
             super()._warn(optimum, likelihood)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ..compute import Compute
 from ..design import Batch, Grouping
-from ..errors import ModelError, NonuniqueWarning, RankWarning
+from ..errors import ModelError, NonuniqueWarning
 from ..families import get_family
 from ..formula import Formula
 from ..inference import Covariance
@@ -324,14 +323,14 @@ class QuantReg(RegressionModel):
     def _fit_one(
         self, q: float, kind: str, options: dict[str, Any], use_t: bool | None
     ) -> QuantRegResults:
+        self.cautions = ()
         X, y, w = self.arrays()
         found = fit_quantile(X, y, q, w)
         if found.nonunique:
-            warnings.warn(
+            self.caution(
                 f"the check loss at q = {q:g} is flat at its minimum: other "
                 "coefficients fit as well as those reported.",
                 NonuniqueWarning,
-                stacklevel=3,
             )
         nobs = float(self.design.n)
         p = len(self.parameters)
@@ -341,7 +340,7 @@ class QuantReg(RegressionModel):
             information="none", scale=1.0, nobs=nobs, df_resid=nobs - p,
             facts=self._facts_of(found, q, options), converged=found.converged,
             iterations=found.iterations, gradient_norm=abs(found.gap),
-            message=found.message,
+            message=found.message, notes=(*self.dropped, *self.cautions),
         )  # fmt: skip
         likelihood = PredictorLikelihood(self, self.design, self.compute)
         use_t = True if use_t is None else use_t
@@ -378,12 +377,7 @@ class QuantReg(RegressionModel):
         if not gone:
             return
         names = self.design.X.names
-        warnings.warn(
-            f"{', '.join(names[j] for j in gone)}: linear combinations of earlier "
-            "columns, dropped.",
-            RankWarning,
-            stacklevel=3,
-        )
+        self.note_dropped([names[j] for j in gone])
         kept = [j for j in range(len(names)) if j not in gone]
         self.design, self._arrays = self.design.select_columns(kept), None
 
