@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
 
-__all__ = ["Compute", "default_compute", "set_default_device"]
+__all__ = ["Compute", "default_compute", "one_thread", "set_default_device"]
 
 T = TypeVar("T")
 
@@ -131,22 +132,28 @@ class Compute:
 
         def work(number: int) -> T:
             accumulator = prepare()
-            with _one_thread():
-                for start in starts[number * share : (number + 1) * share]:
-                    body(start, min(start + size, rows), accumulator)
+            for start in starts[number * share : (number + 1) * share]:
+                body(start, min(start + size, rows), accumulator)
             return accumulator
 
-        if workers == 1:
-            return work(0)
-        with ThreadPoolExecutor(workers) as pool:
-            total, *others = pool.map(work, range(workers))
+        with one_thread():
+            if workers == 1:
+                return work(0)
+            limit = partial(torch.set_num_threads, 1)
+            with ThreadPoolExecutor(workers, initializer=limit) as pool:
+                total, *others = pool.map(work, range(workers))
         for other in others:
             merge(total, other)
         return total
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread inside each operation, in this thread of ours.
+
+    Blocks are shared among threads of our own; a second level of them inside small
+    products costs several times what it saves.
+    """
     before = torch.get_num_threads()
     if before == 1:
         yield

@@ -26,6 +26,10 @@ __all__ = ["Block", "Coded", "Column", "ModelMatrix", "Source", "intercept_matri
 
 #: Factors with more coded columns than this stay codes; below, dummies are cheaper.
 DENSE_LEVELS = 16
+# Products up to this size, (columns x columns) and in all, are OpenBLAS's small ones:
+# measured, see docs/performance.md.
+_SMALL_PRODUCT = 1024
+_SMALL_FLOPS = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,14 +145,9 @@ class Block:
         """
         rows, same = self.dense.shape[1], other is self
         wide, broad = self.dense.shape[0], other.dense.shape[0]
-        left = self.dense
-        if w is not None:
-            left = torch.mul(self.dense, w, out=self.scratch[:, :rows])
-        corner = total[:wide, :broad]
-        if corner.dtype == left.dtype:
-            corner.addmm_(left, other.dense.T)
-        else:
-            corner += left @ other.dense.T
+        left = self.scratch[:, :rows]
+        left = left.copy_(self.dense) if w is None else torch.mul(self.dense, w, out=left)
+        _add_product(total[:wide, :broad], left, other.dense)
         for start, codes, factor in other._coded():
             size = other.matrix.levels_at(start)
             values = (left if factor is None else left * factor).to(total.dtype)
@@ -217,6 +216,28 @@ class Block:
 
     def _coded(self) -> list[tuple[int, Tensor, Tensor | None]]:
         return list(zip(self.matrix.starts, self.codes, self.factors, strict=True))
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left @ right.T`` of thin matrices laid flat.
+
+    For few columns OpenBLAS's product of small matrices takes half the time of any
+    other here. It is used up to a size at which that library still works in the
+    thread that called it, and only between different arrays: numpy would turn the
+    product of an array with its own transpose into a slower routine.
+    """
+    wide, rows = left.shape
+    small = wide * right.shape[0] <= _SMALL_PRODUCT
+    if small and left.is_cpu and left.dtype == total.dtype == torch.float64:
+        one, other, into = left.numpy(), right.numpy(), total.numpy()
+        step = _SMALL_FLOPS // max(1, wide * right.shape[0])
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            into += one[:, part] @ other[:, part].T
+    elif left.dtype == total.dtype:
+        total.addmm_(left, right.T)
+    else:
+        total += left @ right.T
 
 
 def _times(value: Tensor | None, factor: Tensor | None) -> Tensor | None:
@@ -423,7 +444,7 @@ def _gather(
         column.fill(row, part)
     codes, factors = [], []
     for piece in matrix.coded:
-        codes.append(torch.tensor(piece.codes[part]).to(compute.device).int())
+        codes.append(torch.tensor(piece.codes[part]).to(compute.device).long())
         factor = None
         if piece.numerics:
             values = np.empty(host.shape[1])

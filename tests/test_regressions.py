@@ -119,3 +119,12 @@ def test_prediction_of_a_power_with_a_missing_value(data):
     found = fit.predict(new)
     assert found.isna().tolist() == [False, True, False]
     np.testing.assert_allclose(found[[0, 2]], fit.fittedvalues[[0, 2]], rtol=1e-12)
+
+
+def test_ordinal_with_a_year_is_not_called_separated(data):
+    frame = data.head(40).assign(level=pd.cut(data.y.head(40), 3, labels=list("abc")))
+    centred = ds.ordinal("level ~ x", frame).fit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shifted = ds.ordinal("level ~ x", frame.assign(x=frame.x + 10_000)).fit()
+    assert shifted.bse["x"] == pytest.approx(centred.bse["x"], rel=1e-6)

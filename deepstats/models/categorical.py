@@ -373,6 +373,10 @@ class OrdinalModel(CategoricalModel):
         """Return the link."""
         return f"cumulative {self.family.link.name}"
 
+    def extremity(self, number: int, etas: tuple[Tensor, ...]) -> Tensor:
+        """Distance to the nearest threshold: the location alone has no origin."""
+        return (torch.stack(etas[1:], dim=1) - etas[0][:, None]).abs().amin(dim=1)
+
     def linear(self, *etas: Tensor) -> Tensor:
         """Return the predictor of the location, without thresholds."""
         return etas[0][:, None]

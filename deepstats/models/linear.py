@@ -331,5 +331,6 @@ def _squares(y: np.ndarray, w: np.ndarray | None, centre: float) -> float:
     total, size = 0.0, 65536
     for start in range(0, len(y), size):
         d = y[start : start + size] - centre
-        total += float(d @ d if w is None else (w[start : start + size] * d) @ d)
+        # Not a dot product: BLAS would wake its threads for it.
+        total += float((d * d if w is None else w[start : start + size] * d * d).sum())
     return total

@@ -299,6 +299,10 @@ class MultiPartModel(RegressionModel):
             BoundaryWarning,
         )
 
+    def extremity(self, number: int, etas: tuple[Tensor, ...]) -> Tensor:
+        """How far from even odds a predictor puts each row."""
+        return etas[number].abs()
+
     def _runaway(self, optimum: Optimum, likelihood: PredictorLikelihood) -> list[int]:
         """Coefficients with a fitted probability of 0 or 1 and no curvature left."""
         watched = [j for j in self.unbounded if j < len(self.layout)]
@@ -306,7 +310,8 @@ class MultiPartModel(RegressionModel):
             return []
 
         def extreme(batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
-            return torch.stack([(etas[j].abs() > _EXTREME_ETA).sum() for j in watched])
+            sizes = [self.extremity(j, etas) for j in watched]
+            return torch.stack([(size > _EXTREME_ETA).sum() for size in sizes])
 
         counts = likelihood.reduce(optimum.x, extreme)
         free = torch.ones(len(optimum.x), dtype=torch.bool)
