@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import torch
 
-__all__ = ["Compute", "default_compute", "one_thread", "set_default_device"]
+__all__ = ["Compute", "default_compute", "one_thread", "set_default_device", "sharing"]
 
 T = TypeVar("T")
 
 # A block of this many bytes stays in a core's second-level cache on the machines
 # measured (see docs/performance.md): larger blocks gain nothing, smaller ones pay
 # for the call of each operation.
-_CACHE_BYTES = 1_500_000
+_CACHE_BYTES = 3_000_000
+# Workers pay for each operation with a hand-over of Python's lock: a second one needs
+# this many blocks to be worth it.
+_BLOCKS_A_WORKER = 64
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -82,7 +85,7 @@ class Compute:
         width = 8 * max(columns, 1)
         if self.on_gpu:
             return max(1024, self.memory // (8 * width))
-        size = max(256, min(16384, _CACHE_BYTES // width))
+        size = max(256, min(65536, _CACHE_BYTES // width))
         size = max(64, min(size, self.memory // (4 * width)))
         return size if rows is None else min(size, max(1024, rows // 40))
 
@@ -127,7 +130,8 @@ class Compute:
             result does not depend on which worker was faster.
         """
         starts = range(0, rows, size)
-        workers = 1 if self.on_gpu else min(self.threads, max(1, len(starts) // 4))
+        enough = max(1, len(starts) // _BLOCKS_A_WORKER)
+        workers = 1 if self.on_gpu else min(self.threads, enough)
         share = -(-len(starts) // workers)
 
         def work(number: int) -> T:
@@ -139,12 +143,24 @@ class Compute:
         with one_thread():
             if workers == 1:
                 return work(0)
-            limit = partial(torch.set_num_threads, 1)
-            with ThreadPoolExecutor(workers, initializer=limit) as pool:
+            with ThreadPoolExecutor(workers, initializer=_join_others) as pool:
                 total, *others = pool.map(work, range(workers))
         for other in others:
             merge(total, other)
         return total
+
+
+_worker = threading.local()
+
+
+def _join_others() -> None:
+    _worker.shared = True
+    torch.set_num_threads(1)
+
+
+def sharing() -> bool:
+    """Whether this thread is one of several workers on the blocks of one sum."""
+    return getattr(_worker, "shared", False)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .compute import Compute
+from .compute import Compute, sharing
 
 __all__ = ["Block", "Coded", "Column", "ModelMatrix", "Source", "intercept_matrix"]
 
@@ -146,7 +146,9 @@ class Block:
         rows, same = self.dense.shape[1], other is self
         wide, broad = self.dense.shape[0], other.dense.shape[0]
         left = self.scratch[:, :rows]
-        left = left.copy_(self.dense) if w is None else torch.mul(self.dense, w, out=left)
+        left = (
+            left.copy_(self.dense) if w is None else torch.mul(self.dense, w, out=left)
+        )
         _add_product(total[:wide, :broad], left, other.dense)
         for start, codes, factor in other._coded():
             size = other.matrix.levels_at(start)
@@ -224,10 +226,11 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     For few columns OpenBLAS's product of small matrices takes half the time of any
     other here. It is used up to a size at which that library still works in the
     thread that called it, and only between different arrays: numpy would turn the
-    product of an array with its own transpose into a slower routine.
+    product of an array with its own transpose into a slower routine. Workers that
+    share the machine take one long operation instead of many short ones.
     """
     wide, rows = left.shape
-    small = wide * right.shape[0] <= _SMALL_PRODUCT
+    small = wide * right.shape[0] <= _SMALL_PRODUCT and not sharing()
     if small and left.is_cpu and left.dtype == total.dtype == torch.float64:
         one, other, into = left.numpy(), right.numpy(), total.numpy()
         step = _SMALL_FLOPS // max(1, wide * right.shape[0])

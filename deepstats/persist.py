@@ -59,7 +59,7 @@ _MODELS = {
     "QuantReg": "quantile",
 }
 #: Attributes of a model that only its own fit needs.
-_SCRATCH = ("design", "compute", "_sums")
+_SCRATCH = ("design", "compute", "_known")
 #: Figures made from the data on demand, which a file keeps.
 _FIGURES = ("_null", "llnull")
 

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .compute import one_thread
 from .errors import ModelError
 from .inference import (
     Covariance,
@@ -180,6 +181,7 @@ class Results:
         found = self.likelihood.derivatives(self.fit_info.x, "expected")
         return solve_information(found.information)
 
+    @one_thread()
     def get_robustcov_results(
         self,
         cov_type: str = "HC1",

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 
 from ..absorb import DOF_RULES
+from ..compute import one_thread
 from ..errors import (
     ConvergenceWarning,
     DesignError,
@@ -305,6 +306,7 @@ class AbsorbedOLS(AbsorbingModel, OLS):
         super().__init__(formula, data, absorb=True, **options)
         self._prepare(singletons)
 
+    @one_thread()
     def fit(
         self,
         cov_type: str = "nonrobust",
@@ -445,6 +447,7 @@ class AbsorbedGLM(AbsorbingModel, GLM):
             out |= (at_edge & (rows > 0))[c]
         return out
 
+    @one_thread()
     def fit(
         self,
         cov_type: str = "nonrobust",

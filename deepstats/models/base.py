@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..compute import Compute, default_compute
+from ..compute import Compute, default_compute, one_thread
 from ..design import Batch, Design
 from ..errors import (
     BoundaryWarning,
@@ -35,7 +35,7 @@ INTERCEPT = Rhs.parse("~ 1")
 
 # From this many numbers on, Newton starts at the estimates of a subsample: a pass over
 # a twentieth of the rows costs a twentieth, and saves two or three full passes.
-_SUBSAMPLE = 4_000_000
+_SUBSAMPLE = 1_000_000
 _STEP = 20
 _PIVOT = 1e-8
 #: Share of it below which the cross-products have lost half their digits or more.
@@ -281,6 +281,7 @@ class RegressionModel:
 
     # -- fitting ----------------------------------------------------------------------
 
+    @one_thread()
     def fit(
         self,
         cov_type: str = "nonrobust",

@@ -27,6 +27,15 @@ from .separation import separated_columns
 
 __all__ = ["GLM", "GLMResults"]
 
+#: Families whose likelihood may have no maximum, and how rows can force that.
+_SEPARABLE = {
+    "binomial": "binary",
+    "quasibinomial": "binary",
+    "poisson": "count",
+    "quasipoisson": "count",
+    "negativebinomial": "count",
+}
+
 
 class GLMResults(NullComparison, Results):
     """Estimates of a generalised linear model; adds deviances and their residuals."""
@@ -156,6 +165,9 @@ class GLM(RegressionModel):
     information = "expected"
     results_class: ClassVar[type[Results]] = GLMResults
 
+    #: Likelihood, point and sums of the last pass of `_statistics`.
+    _known: tuple[PredictorLikelihood, Tensor, Tensor] | None = None
+
     def __init__(
         self,
         formula: Any,
@@ -233,17 +245,24 @@ class GLM(RegressionModel):
         self, likelihood: PredictorLikelihood, x: Tensor, df_resid: float
     ) -> float:
         """Dispersion by Pearson's statistic unless it is known."""
-        self._sums = self._statistics(likelihood, x)
         if self.family.scale == "one" and self._scale in ("pearson", "deviance"):
             return 1.0
         if self._scale in ("pearson", "deviance"):
-            total = self._sums[1 if self._scale == "pearson" else 0]
+            sums = self._statistics(likelihood, x)
+            total = sums[1 if self._scale == "pearson" else 0]
             return float(total / df_resid) if df_resid > 0 else float("nan")
         return float(self._scale)
 
     def _statistics(self, likelihood: PredictorLikelihood, x: Tensor) -> Tensor:
-        """Deviance, Pearson chi-squared, and log-likelihood at dispersion one."""
-        family = self.family
+        """Sum what the page needs in one pass, and remember it for the point.
+
+        Deviance, Pearson chi-squared, log-likelihood at dispersion one, and the number
+        of rows whose mean is at the edge of its range.
+        """
+        known = self._known
+        if known and known[0] is likelihood and torch.equal(known[1], x):
+            return known[2]
+        family, kind = self.family, _SEPARABLE.get(self.family.name)
 
         def statistic(batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
             mu = family.mean(*etas)
@@ -257,15 +276,17 @@ class GLM(RegressionModel):
                 llf = llf if batch.weights is None else llf * batch.weights
             f = batch.freq_weights
             parts = [t if f is None else t * f for t in (deviance, pearson, llf)]
-            return torch.stack([p.sum() for p in parts])
+            return torch.stack([*(p.sum() for p in parts), _edges(mu, batch.y, kind)])
 
-        return likelihood.reduce(x, statistic)
+        self._known = (likelihood, x, likelihood.reduce(x, statistic))
+        return self._known[2]
 
     def facts(
         self, likelihood: PredictorLikelihood, x: Tensor, scale: float, value: float
     ) -> dict[str, float]:
         """Deviance, Pearson chi-squared and log-likelihood."""
-        deviance, pearson, llf = (float(v) for v in self._sums)
+        sums = self._statistics(likelihood, x)
+        deviance, pearson, llf = (float(v) for v in sums[:3])
         if self.family.scale != "one":
             llf = self._scaled_llf(likelihood, x, scale, deviance)
         return {
@@ -332,25 +353,21 @@ class GLM(RegressionModel):
         self, optimum: Optimum, likelihood: PredictorLikelihood
     ) -> list[int]:
         """Columns along which the likelihood has no maximum."""
-        kind = {"binomial": "binary", "poisson": "count", "quasibinomial": "binary",
-                "quasipoisson": "count", "negativebinomial": "count"}  # fmt: skip
-        name = self.family.name
-        if name not in kind:
+        kind = _SEPARABLE.get(self.family.name)
+        if kind is None or not bool(optimum.x.isfinite().all()):
             return []
-        mu = likelihood.map if optimum.x.isfinite().all() else None
-        if mu is None:
+        if not float(self._statistics(likelihood, optimum.x)[3]):
             return []
-        family = self.family
+        return separated_columns(self.design, kind, self.compute)
 
-        def extreme(batch: Batch, etas: tuple[Tensor, ...]) -> Tensor:
-            value = family.mean(*etas)
-            edge = value < 1e-7 * (1.0 if kind[name] == "binary" else batch.y.mean())
-            edge = edge | (value > 1 - 1e-7) if kind[name] == "binary" else edge
-            return edge.sum()
 
-        if not float(likelihood.reduce(optimum.x, extreme)):
-            return []
-        return separated_columns(self.design, kind[name], self.compute)
+def _edges(mu: Tensor, y: Tensor, kind: str | None) -> Tensor:
+    """Count the rows that look fitted perfectly; zero where that cannot be."""
+    if kind is None:
+        return mu.new_zeros(())
+    if kind == "binary":
+        return ((mu < 1e-7) | (mu > 1 - 1e-7)).sum().to(mu.dtype)
+    return (mu < 1e-7 * y.mean()).sum().to(mu.dtype)
 
 
 def _trials(design: Design) -> Design:

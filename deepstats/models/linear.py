@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..compute import one_thread
 from ..design import Batch
 from ..errors import BoundaryWarning
 from ..families import get_family
@@ -241,6 +242,7 @@ class OLS(RegressionModel):
         second = {(0, 0): torch.ones_like(r)} if order > 1 else {}
         return Point(-0.5 * r * r, (r,), second)
 
+    @one_thread()
     def fit(
         self,
         cov_type: str = "nonrobust",

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..compute import Compute
+from ..compute import Compute, one_thread
 from ..design import Batch, Grouping
 from ..errors import ModelError, NonuniqueWarning
 from ..families import get_family
@@ -242,6 +242,7 @@ class QuantReg(RegressionModel):
             self._arrays = X, y, design.weights
         return self._arrays
 
+    @one_thread()
     def fit(
         self,
         q: float | Sequence[float] = 0.5,
