@@ -364,6 +364,8 @@ class Spec:
         The data themselves; None after loading from a file.
     kept : list of list of int
         Columns kept of each matrix, when some were aliased; else empty.
+    by_value : tuple of str
+        Which of offset and exposure were given as values: new data need their own.
     """
 
     formula: Formula
@@ -374,6 +376,7 @@ class Spec:
     context: Mapping[str, Callable] = field(default_factory=dict)
     table: Table | None = None
     kept: dict[int, list[int]] = field(default_factory=dict)
+    by_value: tuple[str, ...] = ()
 
     def rebuild(
         self,
@@ -394,6 +397,12 @@ class Spec:
         DesignError
             For an unknown column or a level that was not in the data of the fit.
         """
+        for name, value in (("offset", offset), ("exposure", exposure)):
+            if name in self.by_value and value is None:
+                raise DesignError(
+                    f"the model was fitted with {name}= given as values; give {name}= "
+                    f"for the new data too (a number, a column or values)."
+                )
         given = dict(
             weights=None,
             freq_weights=None,
@@ -425,6 +434,7 @@ class _Builder:
         self.fresh = states is None
         self.states: dict[str, dict] = {} if states is None else states
         self.factors: dict[str, Numeric | Categorical] = {}
+        self.lagged: list[str] = []
 
     def build(
         self,
@@ -444,7 +454,11 @@ class _Builder:
             )
         if table.n == 0:
             raise DesignError("the data have no rows.")
-        expected = {n: v for n, v in given.items() if v is not None}
+        expected = {
+            n: np.full(table.n, v) if n in ("offset", "exposure") and _number(v) else v
+            for n, v in given.items()
+            if v is not None
+        }
         rhs = (formula.rhs, *parts)
         absorbing = formula.parts if absorb else ()
         used = self._variables(rhs, absorbing, expected, response)
@@ -457,7 +471,9 @@ class _Builder:
             formula, self.states, parts,
             *(v if isinstance(v := given[k], str) else None
               for k in ("offset", "exposure")),
-            self.context, table if self.fresh else None,
+            self.context, table if self.fresh else None, {},
+            tuple(k for k in ("offset", "exposure")
+                  if given[k] is not None and not isinstance(given[k], str)),
         )  # fmt: skip
         index = table.index if table.index is not None else pd.RangeIndex(table.n)
         return Design(
@@ -501,6 +517,7 @@ class _Builder:
                     for term in group.terms:
                         expressions += term.factors
         expressions += [v for v in given.values() if isinstance(v, str)]
+        self.lagged = [e for e in dict.fromkeys(expressions) if "lag(" in e]
         names = dict.fromkeys(v for e in expressions for v in _names(e))
         functions = {
             n for n in names if n in self.context and n not in self.table.columns
@@ -542,6 +559,13 @@ class _Builder:
                 if mask.any():
                     where.append(f"{name} ({mask.sum()})")
                     drop = mask if drop is None else drop | mask
+        for expression in self.lagged:
+            lagged = evaluate(expression, table, {}, self.context)
+            mask = pd.isna(pd.DataFrame(getattr(lagged, "values", None))).any(axis=1)
+            mask = mask.to_numpy() & (True if drop is None else ~drop)
+            if mask.any():
+                where.append(f"{expression} ({mask.sum()})")
+                drop = mask if drop is None else drop | mask
         if drop is not None and na_action == "raise":
             raise DesignError(
                 f"{drop.sum()} rows have missing values, in {', '.join(where)}; drop "
@@ -660,7 +684,7 @@ class _Builder:
         if source is not None:
             values = source.array if source.rows is None else source.array[source.rows]
             return values, None
-        value = evaluate(expression, self.table, {}, self.context)
+        value = self._value(expression, {})
         if isinstance(value, Categorical):
             return value.codes, tuple(value.levels)
         values = value.values
@@ -714,7 +738,7 @@ class _Builder:
             raise DesignError(
                 f"{expression} was numeric in the data of the fit and is not now."
             )
-        value = evaluate(expression, self.table, stored["state"], self.context)
+        value = self._value(expression, stored["state"])
         stored["kind"] = "categorical" if isinstance(value, Categorical) else "numeric"
         if isinstance(value, Numeric):
             _finite(value.values, expression)
@@ -729,6 +753,20 @@ class _Builder:
                 "it cannot be told from the intercept; leave it out."
             )
         return value
+
+    def _value(self, expression: str, state: dict) -> Numeric | Categorical:
+        """Evaluate on the rows used; a lag looks back at all rows, used or not."""
+        rows = self.table.rows
+        if rows is None or expression not in self.lagged:
+            return evaluate(expression, self.table, state, self.context)
+        self.table.rows = None
+        try:
+            value = evaluate(expression, self.table, state, self.context)
+        finally:
+            self.table.rows = rows
+        if isinstance(value, Categorical):
+            return replace(value, codes=value.codes[rows])
+        return replace(value, values=value.values[rows])
 
     def _matrix(self, terms: Sequence[Term], n: int, text: str) -> ModelMatrix:
         factors = {e: self._factor(e) for term in terms for e in term.factors}
@@ -831,6 +869,10 @@ def _unknown(name: str, columns: Sequence[str]) -> str:
     hint = f" Did you mean {close[0]!r}?" if close else ""
     shown = ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
     return f"there is no column {name!r}.{hint} The data have: {shown}."
+
+
+def _number(value: Any) -> bool:
+    return np.ndim(value) == 0 and not isinstance(value, str)
 
 
 def _length(value: Any, n: int, what: str) -> np.ndarray:

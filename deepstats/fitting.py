@@ -137,9 +137,9 @@ def _named(
 ) -> GLM:
     parsed = _parsed(formula, options)
     if parsed.parts:
-        return absorbed_glm(parsed, data, family=family, link=link, **options)
-    options = {"information": "observed", "title": title, **options}
-    return GLM(parsed, data, family=family, link=link, **options)
+        return absorbed_glm(parsed, data, **{"family": family, "link": link, **options})
+    options = {"information": "observed", "title": title, "link": link, **options}
+    return GLM(parsed, data, family=family, **options)
 
 
 def _parsed(formula: str | Formula, options: Mapping[str, Any]) -> Formula:

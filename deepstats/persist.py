@@ -268,6 +268,7 @@ def _design_facts(design: Design) -> dict[str, Any]:
         "states": spec.states,
         "offset": spec.offset,
         "exposure": spec.exposure,
+        "by_value": list(spec.by_value),
         "context": sorted(spec.context),
         "kept": spec.kept,
         "columns": [m.names for m in design.matrices],
@@ -414,6 +415,7 @@ def _hollow_design(facts: dict[str, Any], context: dict[str, Callable]) -> Desig
             for r in facts["parts"]
         ),
         facts["offset"], facts["exposure"], context, None, facts["kept"],
+        tuple(facts["by_value"]),
     )  # fmt: skip
     matrices = [
         ModelMatrix(0, names, tuple(Column() for _ in names), list(range(len(names))))

@@ -734,7 +734,7 @@ class Results:
         return {"component": components} if any(components) else {}
 
     def _header(self) -> list[tuple[str, Any]]:
-        steps = f"Newton, {self.fit_info.iterations} steps"
+        steps = f"Newton, {counted(self.fit_info.iterations, 'step')}"
         return [
             ("Family", self._family_text()), ("Method", steps),
             ("SE", self.cov_description), ("Observations", whole(self.nobs)),
@@ -750,9 +750,11 @@ class Results:
     def _notes(self) -> list[str]:
         design, out = self.model.design, []
         if design.n_missing:
-            out.append(f"{design.n_missing} rows with missing values were left out.")
+            rows = counted(design.n_missing, "row")
+            out.append(f"Left out: {rows} with missing values.")
         if design.n_zero_weight:
-            out.append(f"{design.n_zero_weight} rows with weight zero were left out.")
+            rows = counted(design.n_zero_weight, "row")
+            out.append(f"Left out: {rows} of weight zero.")
         if not self.converged:
             out.append(f"NOT CONVERGED: {self.fit_info.message}.")
         return [*out, *self.fit_info.notes]
@@ -818,6 +820,11 @@ class NullComparison:
         from scipy import stats
 
         return float(stats.chi2.sf(self.llr, self.df_model))
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number with its noun: one step, two steps."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def whole(value: float) -> float | int:

@@ -45,7 +45,7 @@ def test_missing_rows_are_dropped_together(small):
     wanted = ols("y ~ x + a", small.drop([3, 7, 11, 13]), weights="w")
     assert found.nobs == len(small) - 4
     pd.testing.assert_series_equal(found.params, wanted.params)
-    assert "4 rows with missing values were left out" in str(found.summary())
+    assert "4 rows with missing values" in str(found.summary())
     assert found.resid.index.equals(small.index.drop([3, 7, 11, 13]))
 
 
@@ -314,7 +314,7 @@ def test_rows_of_weight_zero_are_left_out(small):
     wanted = ols("y ~ x", small[w > 0], weights="w")
     assert found.nobs == (w > 0).sum()
     pd.testing.assert_series_equal(found.bse, wanted.bse)
-    assert "12 rows with weight zero" in str(found.summary())
+    assert "12 rows of weight zero" in str(found.summary())
 
 
 @pytest.mark.parametrize("option", ("weights", "freq_weights"))

@@ -8,7 +8,7 @@ import pytest
 import statsmodels.formula.api as smf
 
 import deepstats as ds
-from deepstats.errors import BoundaryWarning, RankWarning
+from deepstats.errors import BoundaryWarning, DesignError, RankWarning
 from deepstats.inference import wald
 
 
@@ -128,3 +128,59 @@ def test_ordinal_with_a_year_is_not_called_separated(data):
         warnings.simplefilter("error")
         shifted = ds.ordinal("level ~ x", frame.assign(x=frame.x + 10_000)).fit()
     assert shifted.bse["x"] == pytest.approx(centred.bse["x"], rel=1e-6)
+
+
+def test_lag_looks_back_at_all_rows(data):
+    frame = data.copy()
+    frame.loc[50, "z"] = np.nan
+    found = ds.ols("y ~ lag(x) + z", frame).fit()
+    keep = np.array([i for i in range(1, len(frame)) if i != 50])
+    x = frame.x.to_numpy()[keep - 1]
+    wanted = np.linalg.lstsq(
+        np.c_[np.ones(len(keep)), x, frame.z[keep]], frame.y[keep], rcond=None
+    )[0]
+    assert found.nobs == len(frame) - 2
+    np.testing.assert_allclose(found.params, wanted, rtol=1e-10)
+
+
+def test_exposure_given_as_values_is_asked_for_in_prediction(data, tmp_path):
+    exposure = 1.0 + data.z.abs()
+    fit = ds.poisson("k ~ x", data, exposure=exposure.to_numpy()).fit()
+    new = data.head(3)
+    fit.save(tmp_path / "fit.zip")
+    for one in (fit, ds.load(tmp_path / "fit.zip")):
+        with pytest.raises(DesignError, match="give exposure= for the new data"):
+            one.predict(new)
+        unit = one.predict(new, exposure=1)
+        np.testing.assert_allclose(
+            one.predict(new, exposure=exposure[:3]), unit * exposure[:3], rtol=1e-12
+        )
+        np.testing.assert_allclose(
+            unit * exposure[:3], fit.fittedvalues[:3], rtol=1e-12
+        )
+
+
+def test_an_estimated_scale_of_a_family_without_one_is_refused(data):
+    with pytest.raises(ValueError, match="quasipoisson"):
+        ds.glm("k ~ x", data, family="poisson", scale="pearson")
+
+
+def test_true_and_false_are_one_and_zero(data):
+    flags = ds.ols("I(y > 0) ~ x", data).fit()
+    numbers = ds.ols("b ~ x", data.assign(b=(data.y > 0).astype(float))).fit()
+    np.testing.assert_allclose(flags.params, numbers.params, rtol=1e-13)
+
+
+def test_start_params_are_used_when_a_column_is_dropped(data):
+    frame = data.assign(x2=2 * data.x)
+    best = ds.poisson("k ~ x", data).fit().params
+    with pytest.warns(RankWarning, match="x2"):
+        found = ds.poisson("k ~ x + x2", frame).fit(start_params=[*best, 0.0])
+    assert found.mle_retvals["iterations"] == 1
+    assert "x2: linear combinations" in str(found.summary())
+
+
+def test_a_warning_points_at_the_callers_line(data):
+    with pytest.warns(RankWarning) as caught:
+        ds.ols("y ~ x + x2", data.assign(x2=2 * data.x)).fit()
+    assert caught[0].filename == __file__

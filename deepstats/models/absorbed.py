@@ -35,7 +35,7 @@ from ..leastsquares import least_squares
 from ..likelihood import PredictorLikelihood
 from ..optimize import solve_information
 from ..prediction import PredictionResults, row_labels
-from ..results import Fit
+from ..results import Fit, counted
 from .demeaned import TOLERANCE, AbsorbingModel, Array, norms_of
 from .glm import GLM, GLMResults
 from .linear import OLS, OLSResults
@@ -263,7 +263,7 @@ class AbsorbedGLMResults(_Absorbed, GLMResults):
     """A generalised linear model with absorbed effects."""
 
     def _header(self) -> list[tuple[str, Any]]:
-        steps = f"Fisher scoring, {self.fit_info.iterations} steps"
+        steps = f"Fisher scoring, {counted(self.fit_info.iterations, 'step')}"
         return [(k, steps if k == "Method" else v) for k, v in super()._header()]
 
 

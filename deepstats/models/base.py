@@ -272,6 +272,8 @@ class RegressionModel:
         design = self.design
         if design.y_levels is None:
             return
+        if design.y_levels == (False, True):
+            return
         if not self.family.sized or len(design.y_levels) != 2:
             raise DesignError(
                 f"the response {design.y_name} is categorical, with levels "
@@ -325,7 +327,8 @@ class RegressionModel:
         which = self._which_information(information)
         likelihood = PredictorLikelihood(self, self.design, self.compute)
         start = self._starting(likelihood, start_params, which, maxiter)
-        start, first, likelihood = self._full_rank(likelihood, start)
+        given = start_params is not None
+        start, first, likelihood = self._full_rank(likelihood, start, given)
         optimum = self._maximise(likelihood, start, first, which, maxiter, tol)
         if disp:
             print(
@@ -384,7 +387,7 @@ class RegressionModel:
         return found.x if found.converged else self.start(likelihood)
 
     def _full_rank(
-        self, likelihood: PredictorLikelihood, start: Tensor
+        self, likelihood: PredictorLikelihood, start: Tensor, given: bool
     ) -> tuple[Tensor, Derivatives, PredictorLikelihood]:
         """Drop aliased columns, with a warning that names them."""
         which = "expected" if self._has_expected() else "observed"
@@ -417,7 +420,7 @@ class RegressionModel:
             place += k
         self.design = design
         likelihood = PredictorLikelihood(self, design, self.compute)
-        start = self.start(likelihood) if len(keep) else start[keep]
+        start = start[keep] if given else self.start(likelihood)
         return start, likelihood.derivatives(start, which), likelihood
 
     def _maximise(

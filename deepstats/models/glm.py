@@ -151,8 +151,9 @@ class GLM(RegressionModel):
         An exponential family; see `families.get_family`.
     link : str or Link, optional
         In place of the family's own.
-    scale : float or "pearson" or "deviance", default "pearson"
-        How families with a dispersion estimate it; the others have one.
+    scale : float or "pearson" or "deviance", optional
+        A known dispersion, or how a family that has one estimates it: by Pearson's
+        statistic unless told otherwise.
     information : {"expected", "observed"}, optional
         Default of ``fit(information=...)``.
     title : str, optional
@@ -175,7 +176,7 @@ class GLM(RegressionModel):
         *,
         family: str | Family = "gaussian",
         link: Any = None,
-        scale: float | str = "pearson",
+        scale: float | str | None = None,
         information: str | None = None,
         title: str | None = None,
         var_weights: Any = None,
@@ -191,20 +192,21 @@ class GLM(RegressionModel):
                 f"{self.family.name} is not an exponential family; use its own model."
             )
         if not (
-            scale in ("pearson", "deviance")
+            scale in (None, "pearson", "deviance")
             or (np.isscalar(scale) and not isinstance(scale, str))
         ):
             raise ValueError(
                 f"scale must be a number, 'pearson' or 'deviance': {scale!r}."
             )
-        if not isinstance(scale, str) and not 0 < scale < float("inf"):
+        number = scale is not None and not isinstance(scale, str)
+        if number and not 0 < scale < float("inf"):
             raise ValueError(f"scale must be positive, not {scale!r}.")
-        if scale == "deviance" and self.family.scale == "one":
+        if isinstance(scale, str) and self.family.scale == "one":
             raise ValueError(
                 f"the {self.family.name} family has dispersion one; to estimate it use "
                 f"family='quasi{self.family.name}', or give a number."
             )
-        self._scale = scale
+        self._scale = scale or ("one" if self.family.scale == "one" else "pearson")
         if information is not None:
             self.information = information
         if title is not None:
@@ -245,7 +247,7 @@ class GLM(RegressionModel):
         self, likelihood: PredictorLikelihood, x: Tensor, df_resid: float
     ) -> float:
         """Dispersion by Pearson's statistic unless it is known."""
-        if self.family.scale == "one" and self._scale in ("pearson", "deviance"):
+        if self._scale == "one":
             return 1.0
         if self._scale in ("pearson", "deviance"):
             sums = self._statistics(likelihood, x)
