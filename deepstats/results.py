@@ -413,7 +413,9 @@ class Results:
         exog : frame or mapping, optional
             New data; those of the fit when None. Columns, levels, knots and scaling
             are those of the fit. Rows with missing values get NaN.
-        which : {"mean", "linear"}, default "mean"
+        which : str, default "mean"
+            "mean", "linear" (predictor of the mean), or one of the model's own: see
+            its class.
         offset, exposure : optional
             In place of those of the fit.
 
@@ -426,15 +428,32 @@ class Results:
         ------
         DesignError
             For a column or a level that is not known.
+        ValueError
+            For an unknown `which`.
         """
-        if which not in ("mean", "linear"):
-            raise ValueError(f"which must be 'mean' or 'linear', not {which!r}.")
+        functions = self.model.predictions()
+        if which not in functions:
+            known = ", ".join((*functions, *self._more_predictions))
+            raise ValueError(f"which={which!r} is not known here; allowed: {known}.")
         found, scatter = self._new(exog, offset, exposure)
+        values = found.map(self.fit_info.x, lambda b, e: functions[which](*e))
+        return scatter(values, "predicted")
 
-        def value(batch: Any, etas: tuple[Tensor, ...]) -> Tensor:
-            return self.model.mean(*etas) if which == "mean" else etas[0]
-
-        return scatter(found.map(self.fit_info.x, value), "predicted")
+    def _predicted_frame(
+        self,
+        function: Callable[..., Tensor],
+        columns: list[Any],
+        exog: Any,
+        offset: Any,
+        exposure: Any,
+    ) -> pd.DataFrame:
+        """Return a frame of a matrix-valued function of the linear predictors."""
+        found, scatter = self._new(exog, offset, exposure)
+        table = found.map(self.fit_info.x, lambda b, e: function(*e), len(columns))
+        parts = [scatter(c.contiguous(), "p") for c in table.T]
+        frame = pd.concat(parts, axis=1)
+        frame.columns = pd.Index(columns)
+        return frame
 
     def get_prediction(
         self, exog: Any = None, *, offset: Any = None, exposure: Any = None
@@ -695,6 +714,8 @@ class Results:
         }  # fmt: skip
         return pd.DataFrame([{**row, **self._extra_glance()}])
 
+    _more_predictions: tuple[str, ...] = ()
+
     def _new_variance(self) -> float | None:
         """Variance of a new observation about its mean, where it is constant."""
         return None
@@ -795,6 +816,62 @@ class Results:
         from .summary import compare
 
         return compare(self, other, **options)
+
+
+class CountPredictions:
+    """Adds probabilities of counts to `Results.predict`."""
+
+    _more_predictions = ("prob",)
+
+    def predict(
+        self,
+        exog: Any = None,
+        *,
+        which: str = "mean",
+        offset: Any = None,
+        exposure: Any = None,
+        y_values: Sequence[int] | None = None,
+    ) -> pd.Series | pd.DataFrame:
+        """Predict the response of new data.
+
+        Parameters
+        ----------
+        exog : frame or mapping, optional
+            New data; those of the fit when None. Rows with missing values get NaN.
+        which : str, default "mean"
+            "mean" E(y); "linear" the predictor of the count part's mean; "var" the
+            variance of y; "prob-zero" P(y = 0); "prob" a frame with P(y = k) in column
+            k. Zero-inflated models also have "mean-main", the mean of their count
+            part, and "prob-inflate", the probability of a certain zero; hurdle models
+            "mean-main", the mean before truncation, "mean-nonzero" E(y | y > 0) and
+            "prob-nonzero" P(y > 0).
+        offset, exposure : optional
+            In place of those of the fit.
+        y_values : sequence of int, optional
+            The counts k of ``which="prob"``; by default 0 to the largest observed.
+
+        Returns
+        -------
+        pandas.Series or pandas.DataFrame
+            Indexed as the data.
+        """
+        if which != "prob":
+            if y_values is not None:
+                raise ValueError("y_values goes with which='prob'.")
+            return super().predict(  # type: ignore[misc]
+                exog, which=which, offset=offset, exposure=exposure
+            )
+        if y_values is None:
+            y_values = range(int(self.model.design.y.max()) + 1)
+        counts = torch.tensor([int(k) for k in y_values], dtype=torch.float64)
+        self.model.family.check(counts)
+
+        def table(*etas: Tensor) -> Tensor:
+            wide = [e[:, None] for e in etas]
+            return self.model.family.log_prob(counts.to(etas[0]), *wide).exp()
+
+        columns = [int(k) for k in y_values]
+        return self._predicted_frame(table, columns, exog, offset, exposure)
 
 
 class NullComparison:

@@ -67,18 +67,10 @@ print(zinb.summary())
 # %%
 models = {"Poisson": poisson, "ZIP": zip_, "NB2": nb2, "ZINB": zinb}
 counts = np.arange(0, 31)
-
-
-def expected(results):
-    """Mean probability of every count."""
-    if results is poisson:
-        mu = results.fittedvalues.to_numpy()[:, None]
-        factorials = np.cumsum(np.log(np.maximum(counts, 1)))
-        return np.exp(counts * np.log(mu) - mu - factorials).mean(axis=0)
-    return results.predict(which="prob", y_values=counts).mean().to_numpy()
-
-
-shares = {name: expected(results) for name, results in models.items()}
+shares = {
+    name: results.predict(which="prob", y_values=counts).mean().to_numpy()
+    for name, results in models.items()
+}
 observed = np.array([(docvisits["drvisits"] == k).mean() for k in counts])
 fit = pd.DataFrame(
     {

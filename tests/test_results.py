@@ -87,7 +87,7 @@ def test_predict(which, result, small):
     np.testing.assert_allclose(found, wanted[[5, 3, 80]])
     columns = {c: new[c].tolist() for c in ("x", "a", "z")}
     np.testing.assert_allclose(result.predict(columns, which=which), found)
-    with pytest.raises(ValueError, match="'mean' or 'linear'"):
+    with pytest.raises(ValueError, match="allowed: mean, linear"):
         result.predict(which="median")
 
 

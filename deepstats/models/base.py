@@ -28,7 +28,7 @@ from ..optimize import Derivatives, Optimum, newton, solve_information
 from ..parameters import Block, Parameters
 from ..results import Fit, Results
 
-__all__ = ["INTERCEPT", "RegressionModel"]
+__all__ = ["INTERCEPT", "RegressionModel", "zero_probability"]
 
 #: Right-hand side of a parameter that is one number.
 INTERCEPT = Rhs.parse("~ 1")
@@ -187,6 +187,10 @@ class RegressionModel:
     def mean(self, *etas: Tensor) -> Tensor:
         """Mean of the response."""
         return self.family.mean(*etas)
+
+    def predictions(self) -> dict[str, Callable[..., Tensor]]:
+        """Functions of the linear predictors, by the name `predict(which=)` takes."""
+        return {"mean": self.mean, "linear": _first}
 
     def start(self, likelihood: PredictorLikelihood) -> Tensor:
         """Return where Newton begins: intercepts from moments, slopes zero."""
@@ -531,6 +535,19 @@ class RegressionModel:
             notes=(*self.dropped, *self.cautions),
         )  # fmt: skip
         return self.results_class(self, fit, likelihood, cov_type, cov_kwds, use_t)
+
+
+def _first(*etas: Tensor) -> Tensor:
+    return etas[0]
+
+
+def zero_probability(family: Family) -> dict[str, Callable[..., Tensor]]:
+    """P(y = 0) as a function of the linear predictors, under its name."""
+
+    def zero(*etas: Tensor) -> Tensor:
+        return family.log_prob(torch.zeros_like(etas[0]), *etas).exp()
+
+    return {"prob-zero": zero}
 
 
 def _remembering(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -27,8 +26,8 @@ from ..formula import Formula
 from ..likelihood import Point, PredictorLikelihood
 from ..optimize import Optimum, newton
 from ..parameters import Block, Parameters
-from ..results import Results
-from .base import INTERCEPT
+from ..results import CountPredictions, Results
+from .base import INTERCEPT, zero_probability
 from .countpoints import count_point, has_closed_form, inflated_point
 from .glm import GLM
 from .multipart import MultiPartModel, MultiPartResults, second_part, slopes_only
@@ -49,58 +48,8 @@ _LOWEST = -18.0
 _VARIANCE = {"nb2": "mu + alpha mu^2 (nb2)", "nb1": "mu + alpha mu (nb1)"}
 
 
-class CountResults(MultiPartResults):
+class CountResults(CountPredictions, MultiPartResults):
     """Estimates of a count regression; predicts probabilities of counts."""
-
-    _more_predictions = ("prob",)
-
-    def predict(
-        self,
-        exog: Any = None,
-        *,
-        which: str = "mean",
-        offset: Any = None,
-        exposure: Any = None,
-        y_values: Sequence[int] | None = None,
-    ) -> pd.Series | pd.DataFrame:
-        """Predict the response of new data.
-
-        Parameters
-        ----------
-        exog : frame or mapping, optional
-            New data; those of the fit when None. Rows with missing values get NaN.
-        which : str, default "mean"
-            "mean" E(y); "linear" the predictor of the count part's mean; "var" the
-            variance of y; "prob-zero" P(y = 0); "prob" a frame with P(y = k) in column
-            k. Zero-inflated models also have "mean-main", the mean of their count
-            part, and "prob-inflate", the probability of a certain zero; hurdle models
-            "mean-main", the mean before truncation, "mean-nonzero" E(y | y > 0) and
-            "prob-nonzero" P(y > 0).
-        offset, exposure : optional
-            In place of those of the fit.
-        y_values : sequence of int, optional
-            The counts k of ``which="prob"``; by default 0 to the largest observed.
-
-        Returns
-        -------
-        pandas.Series or pandas.DataFrame
-            Indexed as the data.
-        """
-        if which != "prob":
-            if y_values is not None:
-                raise ValueError("y_values goes with which='prob'.")
-            return super().predict(exog, which=which, offset=offset, exposure=exposure)
-        if y_values is None:
-            y_values = range(int(self.model.design.y.max()) + 1)
-        counts = torch.tensor([int(k) for k in y_values], dtype=torch.float64)
-        self.model.family.check(counts)
-
-        def table(*etas: Tensor) -> Tensor:
-            wide = [e[:, None] for e in etas]
-            return self.model.family.log_prob(counts.to(etas[0]), *wide).exp()
-
-        columns = [int(k) for k in y_values]
-        return self._predicted_frame(table, columns, exog, offset, exposure)
 
 
 class CountModel(MultiPartModel):
@@ -110,11 +59,7 @@ class CountModel(MultiPartModel):
 
     def predictions(self) -> dict[str, Callable[..., Tensor]]:
         """Add P(y = 0) to the predictions of every model."""
-
-        def zero(*etas: Tensor) -> Tensor:
-            return self.family.log_prob(torch.zeros_like(etas[0]), *etas).exp()
-
-        return {**super().predictions(), "prob-zero": zero}
+        return {**super().predictions(), **zero_probability(self.family)}
 
     def family_text(self) -> str:
         """Return the distribution of the counts and the link of their mean."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,8 @@ from ..likelihood import (
     has_simple_scores,
 )
 from ..optimize import Optimum, solve_information
-from ..results import NullComparison, Results
-from .base import RegressionModel
+from ..results import CountPredictions, NullComparison, Results
+from .base import RegressionModel, zero_probability
 from .separation import separated_columns
 
 __all__ = ["GLM", "GLMResults"]
@@ -140,6 +141,10 @@ def _pearson(
     return value
 
 
+class CountGLMResults(CountPredictions, GLMResults):
+    """Estimates of a generalised linear model of counts."""
+
+
 class GLM(RegressionModel):
     """Generalised linear model.
 
@@ -164,7 +169,22 @@ class GLM(RegressionModel):
 
     title = "Generalised linear model"
     information = "expected"
-    results_class: ClassVar[type[Results]] = GLMResults
+
+    @property
+    def results_class(self) -> type[Results]:  # type: ignore[override]
+        """Counts predict their probabilities too."""
+        return CountGLMResults if self._counts else GLMResults
+
+    @property
+    def _counts(self) -> bool:
+        return self.family.name in ("poisson", "negativebinomial")
+
+    def predictions(self) -> dict[str, Callable[..., Tensor]]:
+        """Add the variance where it is known, and for counts P(y = 0)."""
+        out = super().predictions()
+        if self.family.scale == "one":
+            out["var"] = self.family.variance
+        return {**out, **zero_probability(self.family)} if self._counts else out
 
     #: Likelihood, point and sums of the last pass of `_statistics`.
     _known: tuple[PredictorLikelihood, Tensor, Tensor] | None = None

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -109,7 +108,6 @@ class MultiPartResults(NullComparison, Results):
     """
 
     model: MultiPartModel
-    _more_predictions: ClassVar[tuple[str, ...]] = ()
 
     @property
     def df_model(self) -> float:
@@ -120,61 +118,6 @@ class MultiPartResults(NullComparison, Results):
     def llnull(self) -> float:
         """Log-likelihood with a constant alone in every part (offset kept)."""
         return self.model.null_llf(self.likelihood)
-
-    def predict(
-        self,
-        exog: Any = None,
-        *,
-        which: str = "mean",
-        offset: Any = None,
-        exposure: Any = None,
-    ) -> pd.Series:
-        """Predict the response of new data.
-
-        Parameters
-        ----------
-        exog : frame or mapping, optional
-            New data; those of the fit when None. Rows with missing values get NaN.
-        which : str, default "mean"
-            "mean", "linear" (predictor of the mean), "var" (variance), or one of the
-            model's own: see its class.
-        offset, exposure : optional
-            In place of those of the fit.
-
-        Returns
-        -------
-        pandas.Series
-
-        Raises
-        ------
-        ValueError
-            For an unknown `which`.
-        """
-        functions = self.model.predictions()
-        known = (*functions, *self._more_predictions)
-        if which not in functions:
-            raise ValueError(
-                f"which={which!r} is not known here; allowed: {', '.join(known)}."
-            )
-        found, scatter = self._new(exog, offset, exposure)
-        values = found.map(self.fit_info.x, lambda b, e: functions[which](*e))
-        return scatter(values, "predicted")
-
-    def _predicted_frame(
-        self,
-        function: Callable[..., Tensor],
-        columns: list[Any],
-        exog: Any,
-        offset: Any,
-        exposure: Any,
-    ) -> pd.DataFrame:
-        """Return a frame of a matrix-valued function of the linear predictors."""
-        found, scatter = self._new(exog, offset, exposure)
-        table = found.map(self.fit_info.x, lambda b, e: function(*e), len(columns))
-        parts = [scatter(c.contiguous(), "p") for c in table.T]
-        frame = pd.concat(parts, axis=1)
-        frame.columns = pd.Index(columns)
-        return frame
 
     def _header(self) -> list[tuple[str, Any]]:
         first, extra = super()._header(), self.model.headline()
