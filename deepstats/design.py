@@ -37,7 +37,7 @@ class Grouping:
     ----------
     name : str
         As in the formula, ``"a:b"`` for an interaction.
-    codes : ndarray of int32, shape (n,)
+    codes : ndarray of int, shape (n,)
     levels : tuple
     """
 
@@ -301,13 +301,13 @@ class Design:
                 given = table.full(given)
             except KeyError:
                 raise DesignError(_unknown(given, table.columns)) from None
-        codes, levels = pd.factorize(self.values(given, what), sort=True)
+        codes, levels = _factorize(self.values(given, what))
         if (codes < 0).any():
             raise DesignError(
                 f"{name} is missing in {(codes < 0).sum()} of the rows used; drop "
                 "those rows before the fit."
             )
-        return Grouping(str(name), codes.astype(np.int32), tuple(levels))
+        return Grouping(str(name), codes, tuple(levels))
 
     def groupings(self, given: Any) -> tuple[Grouping, ...]:
         """Read clusters: a column, its name, a list of names, or a frame of columns."""
@@ -332,6 +332,22 @@ class Design:
                 for j in range(array.shape[1])
             )
         return (self.grouping(given),)
+
+
+def _factorize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and sorted levels; by counting, not hashing, where integers are dense."""
+    if values.dtype.kind not in "iu":
+        return pd.factorize(values, sort=True)
+    low, high = int(values.min()), int(values.max())
+    if high - low >= 2 * len(values):
+        return pd.factorize(values, sort=True)
+    codes = values.astype(np.int64, copy=False)
+    codes = codes - low if low else codes
+    present = np.bincount(codes, minlength=high - low + 1) > 0
+    levels = np.flatnonzero(present) + low
+    if len(levels) == len(present):
+        return codes, levels
+    return (np.cumsum(present) - 1)[codes], levels
 
 
 def _column(frame: Any, name: Any) -> np.ndarray:

@@ -245,10 +245,11 @@ def _clustered(
 
 
 def _joint(groupings: Sequence[Grouping]) -> tuple[Tensor, int]:
-    codes = groupings[0].codes.astype(np.int64)
+    codes = groupings[0].codes.astype(np.int64, copy=False)
     for g in groupings[1:]:
         codes = codes * len(g) + g.codes
     if len(groupings) == 1:
+        codes = codes if codes.flags.writeable else codes.copy()
         return torch.from_numpy(codes), len(groupings[0])
     present, codes = np.unique(codes, return_inverse=True)
     return torch.from_numpy(codes.reshape(-1)), len(present)

@@ -306,3 +306,21 @@ def test_names_in_backticks(small):
     design = Design.build("y ~ `my x` + `the a`", data)
     wanted = Design.build("y ~ x + a", small)
     np.testing.assert_allclose(design.X.to_dense(), wanted.X.to_dense())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([3, 1, 2, 3, 1]),
+        np.array([5, -2, 5, 0, -2]),
+        np.array([200, 100, 201, 200], dtype=np.uint8),
+        np.array([10**12, 5, 10**12, 7]),
+    ],
+    ids=["dense", "gaps", "uint8", "wide"],
+)
+def test_integer_clusters_are_coded_as_any_other(values):
+    frame = pd.DataFrame({"y": np.arange(len(values)) ** 2.0, "g": values})
+    grouping = Design.build("y ~ 1", frame).grouping("g")
+    levels, codes = np.unique(values, return_inverse=True)
+    np.testing.assert_array_equal(grouping.codes, codes)
+    np.testing.assert_array_equal(np.array(grouping.levels), levels)

@@ -23,7 +23,8 @@ SHOWN = {  # what a notebook must print
 DRAWN = {
     "demo": ["demo_output/coefplot.png"],
     "regression": [
-        f"demo_output/{name}.png" for name in ("counts", "wages", "quantiles", "beertax")
+        f"demo_output/{name}.png"
+        for name in ("counts", "wages", "quantiles", "beertax")
     ],
 }
 
