@@ -238,12 +238,8 @@ class RegressionModel:
             raise ModelError(f"{self.title} has no use for what follows '|'.")
 
     def _takes_parts(self) -> bool:
-        return len(self.layout_of_class()) > 1
-
-    @classmethod
-    def layout_of_class(cls) -> tuple[int, ...]:
-        """Layout before there are data; subclasses with two parts override it."""
-        return (0,)
+        """Whether what follows ``|`` in a formula is a part of this model."""
+        return False
 
     def _check_response(self) -> None:
         design = self.design
