@@ -20,7 +20,7 @@ from ..errors import (
     RankWarning,
     caution,
 )
-from ..families import Family
+from ..families import ExponentialFamily, Family
 from ..formula import Formula, Rhs
 from ..leastsquares import aliased_columns, triangle
 from ..likelihood import Point, PredictorLikelihood, pointwise
@@ -38,6 +38,8 @@ INTERCEPT = Rhs.parse("~ 1")
 _SUBSAMPLE = 1_000_000
 _STEP = 20
 _PIVOT = 1e-8
+# Rows of the response that are checked at once.
+_CHECKED = 100_000
 #: Share of it below which the cross-products have lost half their digits or more.
 _LOST = 1e-11
 # Scoring converges linearly where it differs from Newton's method: it brings the
@@ -253,9 +255,7 @@ class RegressionModel:
                 f"{self.family.name}."
             )
         self._check_levels()
-        size = _tensor(design.size)
-        y = _tensor(design.y)
-        self.family.check(y, size) if size is not None else self.family.check(y)
+        _check_rows(self.family, design.y, design.size)
         if design.n < design.X.k:
             raise DesignError(
                 f"{design.n} rows cannot determine {design.X.k} coefficients; use "
@@ -531,6 +531,27 @@ class RegressionModel:
             notes=(*self.dropped, *self.cautions),
         )  # fmt: skip
         return self.results_class(self, fit, likelihood, cov_type, cov_kwds, use_t)
+
+
+def _check_rows(family: Family, y: np.ndarray, size: np.ndarray | None) -> None:
+    """Let a family check the response, exponential families a part at a time.
+
+    Their rules are about single rows, and a part needs little memory; the message of a
+    part that fails is made from all rows.
+    """
+
+    def check(part: slice) -> None:
+        given = [_tensor(y[part])] + ([] if size is None else [_tensor(size[part])])
+        family.check(*given)
+
+    if isinstance(family, ExponentialFamily):
+        try:
+            for start in range(0, len(y), _CHECKED):
+                check(slice(start, start + _CHECKED))
+            return
+        except DesignError:
+            pass
+    check(slice(None))
 
 
 def _first(*etas: Tensor) -> Tensor:
