@@ -258,20 +258,22 @@ class PredictorLikelihood:
         """Sum of scores in each group; see `Likelihood`."""
         sums = self._group_sums(x, codes, groups)
         parts = zip(self.layout, sums, strict=True)
-        return torch.cat([self.matrices[m].from_raw(s) for m, s in parts], dim=1).cpu()
+        return torch.cat(
+            [self.matrices[m].from_raw(s.T) for m, s in parts], dim=1
+        ).cpu()
 
     def group_gram(self, x: Tensor, codes: Tensor, groups: int) -> Tensor:
         """Cross-products of the groups' scores, shape (p, p)."""
         sums = self._group_sums(x, codes, groups)
         total = {
-            ("second", j, k): sums[j].T @ sums[k]
+            ("second", j, k): sums[j] @ sums[k].T
             for j in range(len(sums))
             for k in range(j, len(sums))
         }
         return self._assemble(total).cpu()
 
     def _group_sums(self, x: Tensor, codes: Tensor, groups: int) -> list[Tensor]:
-        """Return sums of scores in raw coordinates, one matrix for each predictor."""
+        """Return sums of scores in raw coordinates, (raw, groups) for each predictor."""
         raw = self._raw(x.to(self.compute.device))
         codes = codes.to(self.compute.device)
         wide = sum(self.matrices[m].raw for m in self.layout)
@@ -434,7 +436,7 @@ class PredictorLikelihood:
             for j, size in enumerate(sizes):
                 sums["first", j] = zeros(size)
                 if groups:
-                    sums["group", j] = zeros(groups, size)
+                    sums["group", j] = zeros(size, groups)
                 for k in range(j, len(sizes)) if second else ():
                     sums["second", j, k] = zeros(size, sizes[k])
             return _Worker(self.design.scratches(self.rows, self.compute), sums)

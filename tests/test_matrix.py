@@ -161,11 +161,11 @@ def test_group_sums(kind):
     X = torch.from_numpy(by_hand(matrix))
     groups = torch.arange(N) % 6
     u = torch.linspace(-1, 1, N, dtype=torch.float64)
-    total = torch.zeros(6, matrix.raw, dtype=torch.float64)
+    total = torch.zeros(matrix.raw, 6, dtype=torch.float64)
     block(matrix, CPU).add_group_sums(total, groups, u)
     wanted = torch.zeros(6, matrix.k, dtype=torch.float64)
     wanted.index_add_(0, groups, u[:, None] * X)
-    torch.testing.assert_close(matrix.from_raw(total), wanted)
+    torch.testing.assert_close(matrix.from_raw(total.T), wanted)
 
 
 @pytest.mark.parametrize("other", KINDS)
