@@ -273,7 +273,7 @@ class PredictorLikelihood:
         return self._assemble(total).cpu()
 
     def _group_sums(self, x: Tensor, codes: Tensor, groups: int) -> list[Tensor]:
-        """Return sums of scores in raw coordinates, (raw, groups) for each predictor."""
+        """Return sums of scores, (raw coordinates, groups) for each predictor."""
         raw = self._raw(x.to(self.compute.device))
         codes = codes.to(self.compute.device)
         wide = sum(self.matrices[m].raw for m in self.layout)
