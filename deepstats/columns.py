@@ -180,7 +180,7 @@ def align(
         raise DesignError(
             f"`{what}` has values that are not among its levels: {listed(unseen)}. "
             f"The levels are {listed(known)}. Leave these rows out, or fit again "
-            "with data that contain them"
+            "with data that contain them."
         )
     table = np.array([position[level] for level in levels] + [-1], dtype=np.int32)
     return table[codes]

@@ -324,6 +324,11 @@ def residual_frame(results: Any, kind: str = "pearson") -> pd.DataFrame:
     """
     augmented = results.augment()
     _need(augmented, [".fitted"])
+    if not pd.api.types.is_numeric_dtype(augmented[".fitted"]):
+        raise ValueError(
+            f"{results.model_name} predicts categories, which have no residuals; plot "
+            "the probabilities of predict() instead."
+        )
     fitted = augmented[".fitted"].to_numpy(float)
     resid = _residuals(results, kind, augmented)
     frame = pd.DataFrame({"fitted": fitted, "resid": resid}, index=augmented.index)

@@ -223,3 +223,12 @@ def test_saves_in_print_formats(small, tmp_path):
         path = tmp_path / f"plot.{suffix}"
         plots.coefplot(small).figure.savefig(path)
         assert path.stat().st_size > 1000
+
+
+def test_categories_have_no_residual_plot():
+    import deepstats as ds
+
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=90), "c": rng.choice(list("uvw"), 90)})
+    with pytest.raises(ValueError, match="categories, which have no residuals"):
+        plots.residual_plot(ds.mnlogit("c ~ x", frame).fit())
