@@ -18,17 +18,20 @@ side, in fresh processes, on the same data; a bar that is not met says so.
 
 ## Where the time goes
 
-A model matrix is never formed. A block of rows is laid out as (columns, rows): filling a
-column is one contiguous copy, a Gram matrix one product of a thin matrix with its
+A model matrix is never formed. A block of rows is laid out as (columns, rows): filling
+a column is one contiguous copy, a Gram matrix one product of a thin matrix with its
 transpose. Factors with more than sixteen columns enter sums through their codes.
 
-| for n rows and k columns | bytes read | flops |
+| for n rows and k columns | passes over 8 n k bytes | flops |
 |---|---|---|
-| a pass of cross-products or information | 8 n k | n k² (half of it by symmetry, not used) |
-| a pass of residuals | 8 n k | 4 n k |
-| least squares, classical | two passes: cross-products, refinement | n k² + 4 n k |
-| with HC or clusters | a third: the meat | 2 n k² + 8 n k |
-| Poisson, logit | about four: three Newton steps from the estimates of every twentieth row, one for deviance and log-likelihood; with HC one more | 4 n k² + n exponentials each |
+| cross-products, information | 1 | 2 n k² |
+| residuals | 1 | 4 n k |
+| least squares, classical | 2 | 2 n k² + 4 n k |
+| with HC or clusters | 3 | 4 n k² + 6 n k |
+| Poisson, logit | about 4 | 6 n k² + 4 n exponentials |
+
+Poisson and logit start at the estimates of every twentieth row, take about three Newton
+steps on all rows, and one pass for deviance and log-likelihood; HC takes one more.
 
 What was measured on the machine below, and decided the constants in the code:
 
@@ -40,8 +43,8 @@ What was measured on the machine below, and decided the constants in the code:
   ones.
 - **One thread inside an operation.** Two threads inside such small products cost up to
   five times what they save. With several threads, workers take whole blocks; each
-  operation still hands over Python's lock, so a second worker is used from 128 blocks on
-  (about 2.3 million rows of 21 columns) and gains about a quarter.
+  operation still hands over Python's lock, so a second worker is used from 128 blocks
+  on (about 2.3 million rows of 21 columns) and gains a fifth to a half.
 - **Accumulated in float64**, whatever the precision of the blocks.
 
 Not done yet: strided views of a consolidated frame instead of column copies; refinement
