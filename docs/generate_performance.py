@@ -14,7 +14,10 @@ INTRODUCTION = """# Performance
 
 This page is written by `docs/generate_performance.py` from the numbers of the last
 benchmark (`make bench`, described in `benchmarks/README.md`). Libraries are run side by
-side, in fresh processes, on the same data; a bar that is not met says so.
+side, in fresh processes, on the same data; a bar that is not met says so. The tables
+put together runs of one afternoon: one for each number of rows (at five million without
+statsmodels and pyfixest, which take minutes there and were the slower ones below), and
+one of deepstats with one thread and two.
 
 ## Where the time goes
 
