@@ -858,9 +858,7 @@ class CountPredictions:
         if which != "prob":
             if y_values is not None:
                 raise ValueError("y_values goes with which='prob'.")
-            return super().predict(  # type: ignore[misc]
-                exog, which=which, offset=offset, exposure=exposure
-            )
+            return super().predict(exog, which=which, offset=offset, exposure=exposure)
         if y_values is None:
             y_values = range(int(self.model.design.y.max()) + 1)
         counts = torch.tensor([int(k) for k in y_values], dtype=torch.float64)

@@ -171,7 +171,7 @@ class GLM(RegressionModel):
     information = "expected"
 
     @property
-    def results_class(self) -> type[Results]:  # type: ignore[override]
+    def results_class(self) -> type[Results]:
         """Counts predict their probabilities too."""
         return CountGLMResults if self._counts else GLMResults
 
