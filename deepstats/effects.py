@@ -566,7 +566,7 @@ class _Data:
             }
         if not columns:
             return cls(results, {}, fitted, None, {})
-        base = spec.rebuild(columns)
+        base = spec.rebuild(columns, **(spec.neutral() if newdata is None else {}))
         extra = None
         if newdata is None:
             if fitted.offset is not None:
@@ -576,7 +576,10 @@ class _Data:
 
     def moved(self, name: str, values: pd.Series) -> Design:
         """Return the design with one variable changed."""
-        design = self.results.model.design.spec.rebuild({**self.columns, name: values})
+        spec = self.results.model.design.spec
+        # The rows of the fit keep their own offset: `extra`.
+        given = {} if self.extra is None else spec.neutral()
+        design = spec.rebuild({**self.columns, name: values}, **given)
         if design.n != self.base.n:
             raise ModelError(
                 f"changing {name} makes missing values in {self.base.n - design.n} "
