@@ -394,7 +394,7 @@ class Spec:
     kept: dict[int, list[int]] = field(default_factory=dict)
     by_value: tuple[str, ...] = ()
 
-    def neutral(self) -> dict[str, float]:
+    def neutral(self) -> dict[str, Any]:
         """Stand-ins for the offset and exposure given as values: they add nothing."""
         nothing = {"offset": 0.0, "exposure": 1.0}
         return {name: nothing[name] for name in self.by_value}
