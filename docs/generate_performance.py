@@ -17,7 +17,8 @@ benchmark (`make bench`, described in `benchmarks/README.md`). Libraries are run
 side, in fresh processes, on the same data; a bar that is not met says so. The tables
 put together runs of one afternoon: one for each number of rows (at five million without
 statsmodels and pyfixest, which take minutes there and were the slower ones below), and
-one of deepstats with one thread and two.
+one of deepstats with one thread and two (least squares at a million rows: three
+processes each).
 
 ## Where the time goes
 
