@@ -249,8 +249,10 @@ def _joint(groupings: Sequence[Grouping]) -> tuple[Tensor, int]:
     for g in groupings[1:]:
         codes = codes * len(g) + g.codes
     if len(groupings) == 1:
-        codes = codes if codes.flags.writeable else codes.copy()
-        return torch.from_numpy(codes), len(groupings[0])
+        with warnings.catch_warnings():
+            # A read-only column of the caller's frame; nothing here writes to it.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not")
+            return torch.from_numpy(codes), len(groupings[0])
     present, codes = np.unique(codes, return_inverse=True)
     return torch.from_numpy(codes.reshape(-1)), len(present)
 
