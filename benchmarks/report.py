@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from harness import COLUMNS, Floor
+from harness import COLUMNS, LEVELS, Floor
 from libraries import LIBRARIES
 
 OURS = "deepstats"
@@ -141,7 +141,7 @@ def _memory(cells: Cells) -> str:
     head = ["task", "design", "n", "kind", "threads", *map(_italic, cells.libraries)]
     rows = []
     for row in cells.rows():
-        design = 8 * (COLUMNS + 1) * row[2]
+        design = 8 * _width(row[1]) * row[2]
         for kind in KINDS:
             for threads in cells.threads:
                 took = [cells.get(n, row, threads, kind) for n in cells.libraries]
@@ -156,10 +156,16 @@ def _memory(cells: Cells) -> str:
                 rows.append([*_label(row), kind, threads, *shown, percent, met])
     text = _table([*head, "share", "met"], rows)
     return (
-        f"{text}\n\n`share` is deepstats' over the design matrix of {COLUMNS + 1} "
-        f"float64 columns; the bar is {MEMORY_BAR:.0%}, from {MEMORY_FROM:,} rows on "
+        f"{text}\n\n`share` is deepstats' over the float64 design matrix of the task: "
+        f"{_width('A')} columns in A, {_width('B')} in B, its dummies among them; the "
+        f"bar is {MEMORY_BAR:.0%}, from {MEMORY_FROM:,} rows on "
         "(below, what does not depend on the rows decides)."
     )
+
+
+def _width(design: str) -> int:
+    """Columns of the matrix a textbook would form."""
+    return COLUMNS + 1 + (LEVELS - 1 if design == "B" else 0)
 
 
 def _threads(cells: Cells) -> str:
