@@ -15,52 +15,7 @@ smf = pytest.importorskip("statsmodels.formula.api")
 
 REGRESSORS = "private + medicaid + age + educ + actlim + chronic"
 
-# R 4.2.2 influence.measures and rstudent of lm on longley (employed, all regressors):
-# rows 1, 5 and 16: seven dfbetas, dffit, cov.r, cook.d, hat, rstudent.
-LONGLEY = {
-    0: [
-        -0.0164061989561821,
-        -0.234565947330914,
-        -0.0450945415085895,
-        -0.121512991803374,
-        -0.149026064283226,
-        0.211057162495354,
-        0.0133884622452721,
-        1.01447180539633,
-        1.28645492817955,
-        0.140840156507828,
-        0.424536930626531,
-        1.18111170245073,
-    ],
-    4: [
-        1.87126012490235,
-        -0.219351447549147,
-        1.61141803619143,
-        1.56152040085646,
-        1.16933725090417,
-        -1.08151289621319,
-        -1.86418565035354,
-        2.33315310267792,
-        0.497008648704309,
-        0.613916838192151,
-        0.615511094174135,
-        1.84402668842846,
-    ],
-    15: [
-        -0.538322630429123,
-        0.432004348971638,
-        -0.261262239451455,
-        -0.143444084103442,
-        -0.360889856449899,
-        -0.467296062190209,
-        0.552421025599041,
-        -1.86386859393581,
-        2.08797459730039,
-        0.466682597016338,
-        0.688614601693894,
-        -1.25336135110137,
-    ],
-}
+LONGLEY = ["GNPDEFL", "GNP", "UNEMP", "ARMED", "POP", "YEAR"]
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +33,126 @@ def assert_close(a, b, rtol=1e-8):
     np.testing.assert_allclose(np.asarray(a), b, rtol=rtol, atol=rtol * np.abs(b).max())
 
 
-@pytest.mark.parametrize("row", LONGLEY)
-def test_longley_matches_r(longley, row):
-    names = "GNPDEFL + GNP + UNEMP + ARMED + POP + YEAR"
-    found = OLS(f"TOTEMP ~ {names}", longley).fit().get_influence()
-    ours = [
-        *found.dfbetas[row], found.dffits[0][row], found.cov_ratio[row],
-        found.cooks_distance[0][row], found.hat_matrix_diag[row],
-        found.resid_studentized_external[row],
-    ]  # fmt: skip
-    np.testing.assert_allclose(ours, LONGLEY[row], rtol=1e-8)
+def exact_measures(columns, response, residuals=None, weights=1.0, counts=1.0):
+    """Measures of deleting a row in 60 digits, from the double-precision data.
+
+    Without `residuals` those of weighted least squares, found here; else the Pearson
+    residuals of a GLM of unit scale, whose weights in the information are `weights`.
+    """
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(60):
+        X = mpmath.matrix(np.column_stack([np.ones(len(columns)), columns]).tolist())
+        n, p = X.rows, X.cols
+        w, f = (
+            [mpmath.mpf(float(v)) for v in np.broadcast_to(v, n)]
+            for v in (weights, counts)
+        )
+        WX = mpmath.matrix([[w[i] * f[i] * v for v in X[i, :]] for i in range(n)])
+        inverse = (X.T * WX) ** -1
+        if residuals is None:
+            y = mpmath.matrix([float(v) for v in response])
+            raw = y - X * (inverse * (WX.T * y))
+            e = [mpmath.sqrt(w[i]) * raw[i] for i in range(n)]
+            left = sum(f) - p
+            scale = sum(f[i] * e[i] ** 2 for i in range(n)) / left
+        else:
+            e, scale, left = [mpmath.mpf(float(v)) for v in residuals], 1, None
+        rows = []
+        for i in range(n):
+            pull = inverse * X[i, :].T
+            h = w[i] * (X[i, :] * pull)[0]
+            own = 1 - h
+            without = scale
+            if left is not None:
+                without = (left * scale - e[i] ** 2 / own) / (left - 1)
+            change = [v * mpmath.sqrt(w[i]) * e[i] / own for v in pull]
+            rows.append(
+                {
+                    "hat_matrix_diag": [h],
+                    "resid_studentized_internal": [e[i] / mpmath.sqrt(scale * own)],
+                    "resid_studentized_external": [e[i] / mpmath.sqrt(without * own)],
+                    "cooks_distance": [e[i] ** 2 * h / (own**2 * scale * p)],
+                    "dffits": [e[i] * mpmath.sqrt(h / without) / own],
+                    "dfbeta": change,
+                    "dfbetas": [
+                        v / mpmath.sqrt(without * inverse[j, j])
+                        for j, v in enumerate(change)
+                    ],
+                    "cov_ratio": [(without / scale) ** p / own],
+                }
+            )
+        return {
+            name: np.squeeze([[float(v) for v in row[name]] for row in rows])
+            for name in rows[0]
+        }
+
+
+def measure(found, name):
+    value = getattr(found, name)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def test_longley_matches_r_in_every_cell(longley, reference):
+    """R is right to 7e-12 here; ours have the rounding of y - Xb, see below."""
+    stored = reference["longley_influence"]
+    found = OLS(f"TOTEMP ~ {' + '.join(LONGLEY)}", longley).fit().get_influence()
+    ours = np.column_stack(
+        [found.dfbetas, found.dffits[0], found.cov_ratio, found.cooks_distance[0],
+         found.hat_matrix_diag]
+    )  # fmt: skip
+    np.testing.assert_allclose(ours, stored["m"], rtol=1e-9)
+    student = found.resid_studentized_external
+    np.testing.assert_allclose(student, stored["rstudent"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [None, "weights", "freq_weights"])
+def test_longley_is_exact_to_nine_digits(longley, kind):
+    """Longley's columns, scaled, have a condition number of 4e4.
+
+    Leverages made of the inverse of X'X would be right to 1e-8 only. What is left,
+    beyond them, is of the residuals: the terms of Xb, 3.5e6, add up to 6e4, and their
+    rounding is up to 2e-10 of the least residual.
+    """
+    given = np.arange(16) % 3 + 1.0
+    options = {} if kind is None else {kind: given}
+    fit = OLS(f"TOTEMP ~ {' + '.join(LONGLEY)}", longley, **options).fit()
+    found = fit.get_influence()
+    chosen = {"weights": "weights", "freq_weights": "counts"}
+    options = {} if kind is None else {chosen[kind]: given}
+    exact = exact_measures(longley[LONGLEY], longley["TOTEMP"], **options)
+    np.testing.assert_allclose(
+        found.hat_matrix_diag, exact["hat_matrix_diag"], rtol=2e-11
+    )
+    for name, values in exact.items():
+        # A change of the intercept that is 2e-4 of the largest has fewer digits.
+        ours, largest = measure(found, name), np.abs(values).max(0)
+        np.testing.assert_allclose(
+            ours / largest, values / largest, rtol=1e-9, atol=1e-11, err_msg=name
+        )
+
+
+def test_leverages_of_a_glm_of_nearly_collinear_columns(longley):
+    """Poisson: exact for the weights, the means, of the fit."""
+    formula = f"np.round(TOTEMP / 100) ~ {' + '.join(LONGLEY)}"
+    fit = GLM(formula, longley, family="poisson").fit()
+    found = fit.get_influence()
+    exact = exact_measures(longley[LONGLEY], None, fit.resid_pearson, fit.fittedvalues)
+    for name in ("hat_matrix_diag", "dfbeta", "dfbetas", "cooks_distance"):
+        np.testing.assert_allclose(
+            measure(found, name), exact[name], rtol=1e-9, err_msg=name
+        )
+
+
+def test_leverages_of_columns_on_the_edge_of_aliasing():
+    """Powers with a condition number of 5e7: their cross-products say nothing."""
+    x = np.linspace(1, 2, 60)
+    powers = pd.DataFrame({f"x{k}": x**k for k in range(1, 8)})
+    frame = powers.assign(y=np.sin(5 * x))
+    fit = OLS(f"y ~ {' + '.join(powers)}", frame).fit()
+    assert fit.condition_number > 1e7
+    found = fit.get_influence().hat_matrix_diag
+    exact = exact_measures(powers, frame["y"])["hat_matrix_diag"]
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
 
 
 def test_ols_matches_statsmodels(visits):
