@@ -39,11 +39,14 @@ class Grouping:
         As in the formula, ``"a:b"`` for an interaction.
     codes : ndarray of int, shape (n,)
     levels : tuple
+    unseen : tuple
+        In new data: labels that are not among the levels; their codes are -1.
     """
 
     name: str
     codes: np.ndarray
     levels: tuple
+    unseen: tuple = ()
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -336,7 +339,7 @@ class Design:
 
 def _factorize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes and sorted levels; by counting, not hashing, where integers are dense."""
-    if values.dtype.kind not in "iu":
+    if getattr(values.dtype, "kind", "O") not in "iu" or isinstance(values, pd.Series):
         return pd.factorize(values, sort=True)
     low, high = int(values.min()), int(values.max())
     if high - low >= 2 * len(values):
@@ -348,6 +351,16 @@ def _factorize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(levels) == len(present):
         return codes, levels
     return (np.cumsum(present) - 1)[codes], levels
+
+
+def _whole_numbers(values: Any) -> Any:
+    """Return the array of a column of integers; any other column as it is."""
+    dtype = values.dtype
+    return (
+        np.asarray(values)
+        if isinstance(dtype, np.dtype) and dtype.kind in "iu"
+        else values
+    )
 
 
 def _column(frame: Any, name: Any) -> np.ndarray:
@@ -382,6 +395,8 @@ class Spec:
         Columns kept of each matrix, when some were aliased; else empty.
     by_value : tuple of str
         Which of offset and exposure were given as values: new data need their own.
+    levels : dict of str to tuple
+        Levels of each grouping factor of random effects.
     """
 
     formula: Formula
@@ -393,6 +408,7 @@ class Spec:
     table: Table | None = None
     kept: dict[int, list[int]] = field(default_factory=dict)
     by_value: tuple[str, ...] = ()
+    levels: dict[str, tuple] = field(default_factory=dict)
 
     def neutral(self) -> dict[str, Any]:
         """Stand-ins for the offset and exposure given as values: they add nothing."""
@@ -406,12 +422,14 @@ class Spec:
         offset: Any = None,
         exposure: Any = None,
         absorb: bool = False,
+        random: bool = False,
     ) -> Design:
         """Build the design of new data, with the columns of the first.
 
         Rows with missing values are left out; `Design.rows` says which remain. The
         response is not needed. With `absorb` the fixed effects after ``|`` are read
-        too, with the levels of the new data.
+        too, with the levels of the new data; with `random` the random effects, with
+        the levels of the first data: what is not among them has code -1.
 
         Raises
         ------
@@ -431,8 +449,9 @@ class Spec:
             exposure=self.exposure if exposure is None else exposure,
         )
         builder = _Builder(
-            self.formula, Table(data), self.context, default_compute(), self.states
-        )
+            self.formula, Table(data), self.context, default_compute(), self.states,
+            self.levels if random else None,
+        )  # fmt: skip
         design = builder.build(given, self.parts, absorb, "drop", response=False)
         for number, keep in self.kept.items():
             design = design.select_columns(keep, number)
@@ -449,8 +468,9 @@ class _Builder:
         context: Mapping[str, Callable] | None,
         compute: Compute,
         states: dict[str, dict] | None = None,
+        levels: dict[str, tuple] | None = None,
     ) -> None:
-        self.formula, self.table = formula, table
+        self.formula, self.table, self.levels = formula, table, levels
         self.context, self.compute = dict(context or {}), compute
         self.fresh = states is None
         self.states: dict[str, dict] = {} if states is None else states
@@ -497,14 +517,19 @@ class _Builder:
                   if given[k] is not None and not isinstance(given[k], str)),
         )  # fmt: skip
         index = table.index if table.index is not None else pd.RangeIndex(table.n)
+        groups = formula.rhs.groups if response or self.levels is not None else ()
+        random = tuple(self._random(g, n) for g in groups)
+        spec.levels = self.levels or {
+            r.grouping.name: r.grouping.levels for r in random
+        }
         return Design(
             spec, n, y, y_levels,
             formula.response.text if formula.response else "",
             matrices[0], tuple(matrices[1:]),
             tuple(self._grouping(f) for r in absorbing for f in _absorbed(r)),
-            tuple(self._random(g, n) for g in formula.rhs.groups) if response else (),
-            self._offset(arrays, n), arrays.get("weights"), arrays.get("freq_weights"),
-            size, index if table.rows is None else index[table.rows], table.rows,
+            random, self._offset(arrays, n), arrays.get("weights"),
+            arrays.get("freq_weights"), size,
+            index if table.rows is None else index[table.rows], table.rows,
             table.n, n_missing, n_zero, self._constant(formula.rhs.terms),
         )  # fmt: skip
 
@@ -532,7 +557,7 @@ class _Builder:
             for term in part.terms:
                 expressions += term.factors
             expressions += part.offsets
-            if response:
+            if response or self.levels is not None:
                 for group in part.groups:
                     expressions += group.factors
                     for term in group.terms:
@@ -829,8 +854,7 @@ class _Builder:
         for expression in expressions:
             name = _bare_name(expression)
             if name is not None:
-                values = self.table(name)
-                codes, levels = pd.factorize(values, sort=True)
+                codes, levels = _factorize(_whole_numbers(self.table(name)))
             else:
                 value = evaluate(expression, self.table, {}, self.context)
                 if isinstance(value, Categorical):
@@ -856,12 +880,24 @@ class _Builder:
 
     def _random(self, term: GroupTerm, n: int) -> RandomTerm:
         grouping = self._grouping(term.factors)
-        if len(grouping) < 2:
+        if self.levels is not None:
+            grouping = _recoded(grouping, self.levels[grouping.name])
+        elif len(grouping) < 2:
             raise DesignError(
                 f"the grouping factor {grouping.name} of {term.text} has one level in "
                 "the rows used: its variance cannot be estimated."
             )
         return RandomTerm(term, self._matrix(term.terms, n, term.text), grouping)
+
+
+def _recoded(grouping: Grouping, levels: tuple) -> Grouping:
+    """Give a grouping of new data the codes of known levels, -1 for all others."""
+    place: dict[Any, int] = {str(level): j for j, level in enumerate(levels)}
+    place |= {level: j for j, level in enumerate(levels)}
+    found = [place.get(g, place.get(str(g), -1)) for g in grouping.levels]
+    unseen = tuple(g for g, j in zip(grouping.levels, found, strict=True) if j < 0)
+    codes = np.asarray(found, dtype=np.int32)[grouping.codes]
+    return Grouping(grouping.name, codes, levels, unseen)
 
 
 def _absorbed(rhs: Rhs) -> list[tuple[str, ...]]:
