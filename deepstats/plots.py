@@ -40,14 +40,19 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "0.45"
 
 
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    """Give the caller's Axes, or new ones, in the style of all our plots."""
+def _pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
             "plots need matplotlib: pip install deepstats[plots]"
         ) from error
+    return plt
+
+
+def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    """Give the caller's Axes, or new ones, in the style of all our plots."""
+    plt = _pyplot()
     if ax is None:
         _, ax = plt.subplots(figsize=size, layout="constrained")
     ax.spines[["top", "right"]].set_visible(False)
@@ -421,15 +426,20 @@ def qq_frame(
     Aldor-Noiman, Brown, Buja, Rolke and Stine (2013), The power to see: a new graphical
     test of normality, The American Statistician 67, 249-260.
     """
+    augmented = results.augment()
+    sample = pd.Series(_residuals(results, kind, augmented), augmented.index)
+    sample = sample[np.isfinite(sample)]
+    if kind != "standardized":
+        sample = (sample - sample.mean()) / sample.std()
+    return _order_statistics(sample, conf_level)
+
+
+def _order_statistics(sample: pd.Series, conf_level: float) -> pd.DataFrame:
+    """Set a sample in order beside normal quantiles and their band; see `qq_frame`."""
     from scipy.stats import beta, norm
 
     _check_level(conf_level)
-    augmented = results.augment()
-    sample = pd.Series(_residuals(results, kind, augmented), augmented.index)
-    sample = sample[np.isfinite(sample)].sort_values()
-    if kind != "standardized":
-        sample = (sample - sample.mean()) / sample.std()
-    n = len(sample)
+    sample, n = sample.sort_values(), len(sample)
     i = np.arange(1, n + 1)
     tail = (1 - conf_level) / 2
     columns = {
@@ -467,7 +477,14 @@ def qqplot(
     Axes
         Points, the line of equality, and the band.
     """
-    frame = qq_frame(results, kind, conf_level)
+    label = _RESIDUAL_LABELS.get(kind, f"{kind} residual") + _scaled(kind)
+    return _draw_quantiles(qq_frame(results, kind, conf_level), label, conf_level, ax)
+
+
+def _draw_quantiles(
+    frame: pd.DataFrame, label: str, conf_level: float, ax: Axes | None
+) -> Axes:
+    """Draw the columns of `qq_frame`."""
     ax = _axes(ax, (4.2, 4.0))
     x = frame["theoretical"].to_numpy()
     ax.fill_between(
@@ -481,7 +498,7 @@ def qqplot(
     ax.plot(x[[0, -1]], x[[0, -1]], color=_GREY, linewidth=0.9)
     _scatter(ax, x, frame["sample"].to_numpy(), alpha=0.8)
     ax.set_xlabel("Normal quantile")
-    ax.set_ylabel(_RESIDUAL_LABELS.get(kind, f"{kind} residual") + _scaled(kind))
+    ax.set_ylabel(label)
     ax.legend(frameon=False, loc="upper left")
     return ax
 

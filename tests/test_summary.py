@@ -255,6 +255,26 @@ def test_wrong_tables_are_refused(build, message):
         build(pd.DataFrame({"a": [1.0, 2.0]}))
 
 
+def test_degrees_of_freedom_have_a_column(ols):
+    df = np.array([17.0, np.nan, 123456.7, 6.444])
+    columns = (ols.params, ols.bse, ols.tvalues, ols.pvalues, ols.conf_int())
+    frame = coefficient_table(*columns, True, df=df).frame
+    assert list(frame)[:4] == ["coef", "std err", "df", "t"]
+    assert list(frame["df"]) == ["17.00", "", "1.235e+05", "6.44"]
+    with pytest.raises(ValueError, match="1 degrees of freedom"):
+        coefficient_table(*columns, True, df=df[:1])
+
+
+def test_table_that_is_not_spread():
+    frame = pd.DataFrame({"x": [0.5]}, index=["Days"])
+    wide, narrow = (
+        Summary("", "", (Table(frame, spread=spread),)).as_text()
+        for spread in (True, False)
+    )
+    assert narrow.splitlines()[2] == "Days  0.5000"
+    assert len(wide.splitlines()[2]) == 78
+
+
 def test_mixed_table_of_random_effects():
     frame = pd.DataFrame(
         {

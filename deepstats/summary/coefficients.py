@@ -24,6 +24,7 @@ def coefficient_table(
     *,
     component: Sequence[str] | None = None,
     caption: str | None = None,
+    df: Sequence[float] | np.ndarray | None = None,
 ) -> Table:
     """Build the coefficient block of a summary.
 
@@ -42,6 +43,9 @@ def coefficient_table(
         The part of the model each term belongs to; every part gets a sub-heading.
     caption : str, optional
         One line above the heads.
+    df : sequence of float, optional
+        Degrees of freedom of each term's test, where they differ: a column before the
+        statistic.
 
     Returns
     -------
@@ -75,8 +79,19 @@ def coefficient_table(
     heads = ["coef", "std err", letter, f"P>|{letter}|"]
     heads += [f"[{tail:.4g}", f"{1 - tail:.4g}]"]
     frame = pd.DataFrame(rows, index=list(params.index), columns=heads)
+    if df is not None:
+        if len(df) != n:
+            raise ValueError(f"{len(df)} degrees of freedom given for {n} estimates")
+        frame.insert(2, "df", [_degrees(float(value)) for value in df])
     sections = _section_starts(component) if component is not None else ()
-    return Table(frame, caption=caption, sections=sections, align="r" * 6)
+    return Table(frame, caption=caption, sections=sections, align="r" * frame.shape[1])
+
+
+def _degrees(value: float) -> str:
+    """Write degrees of freedom to two decimals; blank where there is no test."""
+    if math.isnan(value):
+        return ""
+    return f"{value:.2f}" if abs(value) < 1e5 else f"{value:.4g}"
 
 
 def _coefficient_row(

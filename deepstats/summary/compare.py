@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def compare(
     """
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance={tolerance!r} must be positive")
-    own = _column(results, 0.95)
+    own = _estimated(results)
     reference = _reference(other, results, se)
     pairs = _match_terms(list(own.rows.index), list(reference.coef.index))
     if not pairs:
@@ -125,6 +125,12 @@ def compare(
     return _comparison_page(results, reference, frame, missing, tolerance)
 
 
+def _estimated(results: Any) -> _Column:
+    """Terms with an estimate: an aliased one agrees with nothing."""
+    column = _column(results, 0.95)
+    return replace(column, rows=column.rows[column.rows["estimate"].notna()])
+
+
 def _reference(other: Any, results: Any, se: str | None) -> _Reference:
     if isinstance(other, (str, Path)):
         return _reference_file(Path(other), results, se)
@@ -133,7 +139,7 @@ def _reference(other: Any, results: Any, se: str | None) -> _Reference:
     if se is not None:
         raise ValueError("se= chooses an entry of a dict or JSON file only")
     if hasattr(other, "tidy") and hasattr(other, "glance"):
-        column = _column(other, 0.95)
+        column = _estimated(other)
         names = [_full_name(key) for key in column.rows.index]
         llf = column.statistic("llf")
         return _Reference(

@@ -43,6 +43,8 @@ _BELOW = {
     "p": "p-values",
     "ci": "confidence intervals",
 }
+# Sections below the coefficients of mixed models.
+_RANDOM = ("Random effects: std. dev.", "Random effects: correlation", "Groups")
 # Parts of a model that line up with the coefficients of a model with one part only.
 _MAIN = {"", "mu", "mean", "count", "location", "conditional", "fixed", "beta"}
 
@@ -141,6 +143,7 @@ def etable(
     notes: bool | str | Sequence[str] = True,
     filename: str | Path | None = None,
     conf_level: float = 0.95,
+    random: bool = True,
 ) -> Etable:
     """Set models side by side, estimates above their standard errors.
 
@@ -176,6 +179,9 @@ def etable(
         Where to write the table.
     conf_level : float, default 0.95
         Level of the intervals for ``se="ci"``.
+    random : bool, default True
+        Whether the standard deviations and correlations of random effects, and the
+        numbers of groups, stand below the coefficients of mixed models.
 
     Returns
     -------
@@ -195,6 +201,7 @@ def etable(
     columns = [_column(r, conf_level) for r in results]
     keys = _chosen(_aligned(columns), keep, drop, order)
     body = _coefficient_cells(columns, keys, se, marks, digits, labels)
+    body += _random_cells(columns, digits, labels) if random else []
     foot = _statistic_cells(columns, stats, digits, labels)
     frame, table = _assemble(columns, headers, body, foot, labels)
     lines = _etable_notes(notes, se, marks, conf_level)
@@ -403,6 +410,39 @@ def _coefficient_cells(
         body.append(((heading, label, "estimate"), [upper for upper, _ in pairs]))
         body.append(((heading, label, se), [lower for _, lower in pairs]))
     return body
+
+
+def _random_cells(
+    columns: list[_Column], digits: int, labels: dict[str, str]
+) -> list[tuple[tuple[str, str, str], list[str]]]:
+    """Rows of what varies between groups, for models that have it."""
+    found = [_random_parameters(c.results, digits, labels) for c in columns]
+    keys = list(dict.fromkeys(key for cells in found for key in cells))
+    keys.sort(key=lambda key: (_RANDOM.index(key[0]), key[1] == "Residual"))
+    return [((*key, "random"), [cells.get(key, "") for cells in found]) for key in keys]
+
+
+def _random_parameters(
+    results: Any, digits: int, labels: dict[str, str]
+) -> dict[tuple[str, str], str]:
+    """Cells by (part, label), from the frame `varcorr` and the counts `ngroups`."""
+    frame = getattr(results, "varcorr", None)
+    cells: dict[tuple[str, str], str] = {}
+    if not isinstance(frame, pd.DataFrame):
+        return cells
+    columns = frame[["grp", "var1", "var2", "sdcor"]]
+    for group, *pair, value in columns.itertuples(index=False, name=None):
+        names = [labels.get(n, n) for n in pair if isinstance(n, str)]
+        own = [", ".join(names)] if names else []
+        label = " | ".join([*own, labels.get(group, group)])
+        part, number, text = _RANDOM[len(names) > 1], 1, label
+        while (part, text) in cells:  # two terms may share an effect
+            number += 1
+            text = f"{label} ({number})"
+        cells[part, text] = _fixed(float(value), digits)
+    for group, count in getattr(results, "ngroups", {}).items():
+        cells[_RANDOM[2], labels.get(group, group)] = f"{count:,}"
+    return cells
 
 
 def _statistic_cells(

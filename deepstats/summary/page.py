@@ -73,6 +73,7 @@ class _Grid:
     caption: str = ""
     pairs: bool = False
     stub: bool = True
+    spread: bool = True
 
     def parts(self) -> list[tuple[str, list[tuple[str, ...]]]]:
         """Split the rows at the sections: (heading, rows) in order."""
@@ -154,6 +155,8 @@ class Table:
         with brackets or stars). By default numbers go right, text left.
     footer : int, default 0
         How many of the last rows stand below a rule as the foot of the table.
+    spread : bool, default True
+        Whether plain text sets the columns apart to fill the page.
 
     Raises
     ------
@@ -169,6 +172,7 @@ class Table:
     sections: tuple[tuple[int, str], ...] = ()
     align: str | None = None
     footer: int = 0
+    spread: bool = True
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.formats or ()) - set(map(str, self.frame.columns)))
@@ -214,6 +218,7 @@ class Table:
             sections=tuple(sorted(self.sections)),
             caption=self.caption or "",
             stub=self.index,
+            spread=self.spread,
         )
 
 
@@ -330,8 +335,8 @@ def _gaps(grid: _Grid, widths: list[int], width: int) -> list[int]:
         slack -= 2 * pairs
         between = min(12, max(3, slack // max(1, pairs - 1)))
         return [0, 2, *[between, 2] * (pairs - 1)]
-    if count == 1:
-        return [0]
+    if count == 1 or not grid.spread:
+        return [0] + [2] * (count - 1)
     gap = min(6, max(2, slack // (count - 1)))
     gaps = [0] + [gap] * (count - 1)
     if grid.stub:
