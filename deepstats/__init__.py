@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from .anova import anova
 from .compute import set_default_device
-from .fitting import fit, glm, logit, ols, poisson, probit, wls
+from .fitting import fit, glm, lmer, logit, ols, poisson, probit, wls
 from .models.beta import betareg
 from .models.categorical import mnlogit, ordinal
 from .models.counts import hurdle, negativebinomial, zinb
 from .models.counts import zip_ as zip
 from .models.glm import GLM
 from .models.linear import OLS
+from .models.mixed.power import power
 from .models.quantile import quantreg
 from .persist import load
 from .summary import compare, etable
@@ -27,6 +28,7 @@ __all__ = [
     "fit",
     "glm",
     "hurdle",
+    "lmer",
     "load",
     "logit",
     "mnlogit",
@@ -34,6 +36,7 @@ __all__ = [
     "ols",
     "ordinal",
     "poisson",
+    "power",
     "probit",
     "quantreg",
     "set_default_device",

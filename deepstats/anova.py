@@ -229,6 +229,8 @@ def anova(*fits: Results, typ: int = 1, test: str | None = None) -> pd.DataFrame
     DataFrame
         A row for each term or fit, with the columns of statsmodels' ``anova_lm``;
         deviances in place of sums of squares for GLMs, log-likelihoods for others.
+        Mixed models have tables of their own: tests of terms with their degrees of
+        freedom for one fit, lme4's table of maximum-likelihood fits for several.
 
     Raises
     ------
@@ -247,11 +249,16 @@ def anova(*fits: Results, typ: int = 1, test: str | None = None) -> pd.DataFrame
         raise ValueError(f"typ must be 1, 2 or 3, not {typ!r}.")
     if test not in (None, "F", "LR", "Wald", "Rao"):
         raise ValueError(f"test must be 'F', 'LR', 'Wald' or 'Rao', not {test!r}.")
+    if len(fits) > 1 and typ != 1:
+        raise ValueError("typ is for the table of one fit; leave it out for several.")
+    # Models whose likelihoods are compared in another way have tables of their own.
+    own: Any = next((f for f in fits if hasattr(f, "_compare")), None)
+    if own is not None:
+        usual = "LR" if len(fits) > 1 else "F"
+        if test not in (None, usual):
+            raise ValueError(f"test must be {usual!r} here, not {test!r}.")
+        return own._compare(fits) if len(fits) > 1 else own.anova(typ)
     if len(fits) > 1:
-        if typ != 1:
-            raise ValueError(
-                "typ is for the table of one fit; leave it out for several."
-            )
         return _nested(fits, test)
     return _terms(fits[0], typ, test)
 

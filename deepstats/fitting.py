@@ -14,9 +14,40 @@ from .models.categorical import mnlogit, ordinal
 from .models.counts import hurdle, negativebinomial, zinb, zip_
 from .models.glm import GLM
 from .models.linear import OLS
+from .models.mixed import LinearMixed
 from .results import Results
 
-__all__ = ["fit", "glm", "logit", "ols", "poisson", "probit", "wls"]
+__all__ = ["fit", "glm", "lmer", "logit", "ols", "poisson", "probit", "wls"]
+
+
+def lmer(formula: str | Formula, data: Any, **options: Any) -> LinearMixed:
+    """Linear mixed model, as R's ``lmer``.
+
+    Parameters
+    ----------
+    formula : str or Formula
+        ``"y ~ x + (1 + x | g)"``: correlated effects; ``(x || g)`` uncorrelated;
+        ``(1 | a/b)`` nested; any number of terms, nested or crossed.
+    data : frame or mapping
+        pandas, polars, pyarrow or a mapping of columns.
+    **options
+        weights, offset, sigma (a known residual standard deviation), na_action,
+        context, device: see `models.mixed.LinearMixed`.
+
+    Returns
+    -------
+    LinearMixed
+        Call ``.fit(reml=True)`` on it.
+
+    Examples
+    --------
+    >>> import deepstats as ds
+    >>> data = {"y": [1.0, 1.4, 3.1, 2.9, 2.2, 1.9, 4.0, 4.4],
+    ...         "g": ["a", "a", "b", "b", "c", "c", "d", "d"]}
+    >>> ds.lmer("y ~ 1 + (1 | g)", data).fit().varcorr["sdcor"].round(4).tolist()
+    [1.2777, 0.2372]
+    """
+    return LinearMixed(formula, data, **options)
 
 
 def ols(formula: str | Formula, data: Any, **options: Any) -> OLS:
@@ -177,6 +208,7 @@ _VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 _FIT_OPTIONS = ("use_t", "start_params", "maxiter", "tol", "information", "disp")
+_MIXED_OPTIONS = ("reml", "ddf", "start", "maxiter", "tol", "disp")
 
 
 def fit(
@@ -195,7 +227,8 @@ def fit(
     ----------
     formula : str or Formula
         A plain formula is a linear model or, with `family`, a generalised linear,
-        count, ordinal, multinomial or beta model. ``| firm`` absorbs fixed effects or
+        count, ordinal, multinomial or beta model. Random effects, ``(x | g)``, make
+        it a linear mixed model. ``| firm`` absorbs fixed effects or
         is the second part of a two-part model.
     data : frame or mapping
     family : str or Family, optional
@@ -207,7 +240,7 @@ def fit(
     **options
         Of the model (weights, freq_weights, offset, exposure, na_action, context,
         device, dtype, and its own) and of its fit (use_t, start_params, maxiter, tol,
-        information, disp).
+        information, disp; of mixed models reml, ddf, start, maxiter, tol, disp).
 
     Returns
     -------
@@ -227,6 +260,8 @@ def fit(
     """
     formula = _parsed(formula, options)
     _refuse(formula)
+    if formula.rhs.groups:
+        return _mixed(formula, data, family, link, cov_type, cov_kwds, options)
     at_fit = {k: options.pop(k) for k in _FIT_OPTIONS if k in options}
     model = _model(formula, data, family, link, options)
     return model.fit(cov_type, cov_kwds, **at_fit)
@@ -238,11 +273,33 @@ def _refuse(formula: Formula) -> None:
         raise ModelError(
             f"{formula.call.name}(...) is read, but this version has no such model yet."
         )
-    if formula.rhs.groups:
+
+
+def _mixed(
+    formula: Formula,
+    data: Any,
+    family: Any,
+    link: Any,
+    cov_type: str,
+    cov_kwds: Mapping[str, Any] | None,
+    options: dict[str, Any],
+) -> Results:
+    """Fit a model with random effects."""
+    name = getattr(family, "name", family) or "gaussian"
+    if str(name).lower() not in ("gaussian", "normal") or link not in (
+        None,
+        "identity",
+    ):
         raise ModelError(
-            f"random effects such as {formula.rhs.groups[0].text} are read into a "
-            "design (`Design.build`), but this version has no mixed model yet."
+            f"random effects such as {formula.rhs.groups[0].text} go with the gaussian "
+            f"family and the identity link; {name} mixed models are not in this "
+            "version."
         )
+    at_fit = {k: options.pop(k) for k in _MIXED_OPTIONS if k in options}
+    results = LinearMixed(formula, data, **options).fit(**at_fit)
+    if cov_type == "nonrobust":
+        return results
+    return results.get_robustcov_results(cov_type, **dict(cov_kwds or {}))
 
 
 def _model(

@@ -59,13 +59,18 @@ class LeastSquares:
     method: str
 
 
-def least_squares(design: Design, compute: Compute) -> LeastSquares:
+def least_squares(
+    design: Design, compute: Compute, *, extended: bool = True
+) -> LeastSquares:
     """Regress the response of a design (less its offset) on its first matrix.
 
     Parameters
     ----------
     design : Design
     compute : Compute
+    extended : bool, default True
+        Whether small problems are solved in extended precision however well
+        conditioned they are; False for what is refined later anyway.
 
     Returns
     -------
@@ -78,7 +83,7 @@ def least_squares(design: Design, compute: Compute) -> LeastSquares:
     Problems, chapter 2.
     """
     n, k = design.X.shape
-    if n * k * k <= _EXTENDED_ALWAYS:
+    if extended and n * k * k <= _EXTENDED_ALWAYS:
         return _by_householder(design, compute)
     gram, moment = _cross_products(design, compute)
     d = gram.diagonal().clamp_min(1e-300).rsqrt()

@@ -1,0 +1,426 @@
+"""The deviance again, for models whose equations are small: NumPy, few calls.
+
+A search visits a few parameter values; where all random effects together are a hundred
+or so, or where there is one grouping factor, each visit is microseconds of arithmetic
+that the general elimination would bury under its bookkeeping. These criteria give the
+same values, gradients and average information; the optimum itself is then evaluated by
+`Criterion`, which everything after the fit uses.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from math import inf, log, nan, pi
+
+import numpy as np
+from scipy.linalg import lapack
+
+from .coupling import Dense, Pairs
+from .criterion import Criterion
+from .products import Products
+from .structure import Structure
+
+__all__ = ["DenseCriterion", "OneFactorCriterion", "light"]
+
+# Measured: from here on the elimination is quicker than one dense factor.
+_MOST_EFFECTS = 120
+
+
+def light(criterion: Criterion) -> Criterion | LightCriterion:
+    """Return the quickest criterion for a model on a CPU; the one given if none is."""
+    products = criterion.products
+    if not products.G.is_cpu:
+        return criterion
+    factors = products.structure.factors
+    if sum(f.q for f in factors) + products.p <= _MOST_EFFECTS:
+        return DenseCriterion(criterion)
+    if len(factors) == 1 and factors[0].k <= 4:
+        return OneFactorCriterion(criterion)
+    return criterion
+
+
+class LightCriterion(ABC):
+    """Minus twice the log-likelihood of a small model."""
+
+    def __init__(self, criterion: Criterion) -> None:
+        self.products, self.reml = criterion.products, criterion.reml
+        self.sigma, self.df = criterion.sigma, criterion.df
+        self.structure: Structure = self.products.structure
+        self.evaluations = 0
+        constant = -self.products.log_weights
+        if self.reml:
+            constant -= 2 * float(self.products.R.diagonal().log().sum())
+        self._constant = constant
+
+    def __call__(self, x: np.ndarray) -> LightPoint:
+        """Evaluate."""
+        self.evaluations += 1
+        roots = self.structure.roots(x)
+        found = self._factorise(roots)
+        if found is None:
+            return LightPoint(x, inf, nan, roots, None, self)
+        logdet, logdet_x, rss, state = found
+        s2 = rss / self.df if self.sigma is None else self.sigma**2
+        if not s2 > 0:
+            return LightPoint(x, nan, s2, roots, state, self)
+        value = logdet + self._constant + self.df * log(2 * pi * s2) + rss / s2
+        if self.reml:
+            value += logdet_x
+        return LightPoint(x, value, s2, roots, state, self)
+
+    @abstractmethod
+    def _factorise(self, roots: list[np.ndarray]) -> tuple | None:
+        """Log-determinants of random and fixed effects, y'Py, and what follows."""
+
+    @abstractmethod
+    def _modes(self, point: LightPoint) -> list[np.ndarray]:
+        """``Z'Py`` by factor; each (K, m)."""
+
+    @abstractmethod
+    def _traces(self, point: LightPoint) -> list[np.ndarray]:
+        """``sum_i Z_i'PZ_i`` by factor; each (K, K)."""
+
+    @abstractmethod
+    def _squares(
+        self, point: LightPoint, directions: list[tuple[int, np.ndarray]]
+    ) -> np.ndarray:
+        """``tr(P G_a P G_b)``."""
+
+    @abstractmethod
+    def _project(self, point: LightPoint, U: list[np.ndarray]) -> np.ndarray:
+        """``U'Z'PZU`` of parts by factor; each (K, m, c)."""
+
+
+@dataclass(eq=False)
+class LightPoint:
+    """A value of the parameters; as `criterion.Point`."""
+
+    x: np.ndarray
+    value: float
+    variance: float
+    roots: list[np.ndarray]
+    state: tuple | None
+    criterion: LightCriterion
+    inner: np.ndarray | None = None
+
+    @property
+    def structure(self) -> Structure:
+        """The random effects."""
+        return self.criterion.structure
+
+    @cached_property
+    def modes(self) -> list[np.ndarray]:
+        """``Z'Py`` by factor, standardised; each (K, m)."""
+        return self.criterion._modes(self)
+
+    @cached_property
+    def slopes(self) -> list[np.ndarray]:
+        """Derivative in the standardised V of each factor."""
+        return [
+            t - (r @ r.T) / self.variance
+            for t, r in zip(self.criterion._traces(self), self.modes, strict=True)
+        ]
+
+    @cached_property
+    def gradient(self) -> np.ndarray:
+        """Derivative in the parameters."""
+        return self.structure.gradient(self.x, self.slopes)
+
+    @cached_property
+    def information(self) -> np.ndarray:
+        """Average information plus the bend of V."""
+        return self._forms + self._bend
+
+    @cached_property
+    def hessian(self) -> np.ndarray:
+        """Exact second derivative in the parameters."""
+        bend = self._bend  # Made from the slopes, whose traces the next line needs.
+        traces = self.criterion._squares(self, self._directions)
+        return 2 * self._forms - traces + bend + self._profiled
+
+    @cached_property
+    def _directions(self) -> list[tuple[int, np.ndarray]]:
+        return self.structure.directions(self.x)
+
+    @cached_property
+    def _bend(self) -> np.ndarray:
+        return self.structure.curvature(self.slopes)
+
+    @cached_property
+    def _profiled(self) -> np.ndarray:
+        """What profiling the residual variance took from the forms."""
+        if self.criterion.sigma is not None:
+            return np.zeros((len(self._directions),) * 2)
+        q = np.array(
+            [np.vdot(self.modes[j], D @ self.modes[j]) for j, D in self._directions]
+        )
+        return np.outer(q, q) / (self.variance**2 * self.criterion.df)
+
+    @cached_property
+    def _forms(self) -> np.ndarray:
+        """``y'P G_a P G_b P y / sigma^2``, sigma profiled."""
+        directions = self._directions
+        count, s2, modes = len(directions), self.variance, self.modes
+        U = [np.zeros((*r.shape, count)) for r in modes]
+        for number, (j, D) in enumerate(directions):
+            U[j][:, :, number] = D @ modes[j]
+        return self.criterion._project(self, U) / s2 - self._profiled
+
+
+class DenseCriterion(LightCriterion):
+    """All effects in one dense matrix."""
+
+    def __init__(self, criterion: Criterion) -> None:
+        super().__init__(criterion)
+        factors, p = self.structure.factors, self.products.p
+        edges = np.cumsum([0, *(f.q for f in factors)]).tolist()
+        self.at = [slice(a, b) for a, b in pairwise(edges)]
+        self.q, self.d = edges[-1], edges[-1] + p
+        self.A = _assemble(self.products, edges)
+        self.own = [
+            np.einsum("iaib->ab", self._by_level(self.A[at, at], j))
+            for j, at in enumerate(self.at)
+        ]
+
+    def _by_level(self, block: np.ndarray, j: int) -> np.ndarray:
+        f = self.structure.factors[j]
+        return block.reshape(f.m, f.k, f.m, f.k)
+
+    def _rows(self, roots: list[np.ndarray], V: np.ndarray) -> np.ndarray:
+        """Multiply the rows of every level by a matrix of each factor."""
+        out = V.copy()
+        for root, at in zip(roots, self.at, strict=True):
+            k = len(root)
+            if k == 1:
+                out[at] *= root[0, 0]
+            else:
+                part = V[at].reshape(-1, k, V.shape[1])
+                out[at] = (root @ part).reshape(-1, V.shape[1])
+        return out
+
+    def _both(self, roots: list[np.ndarray], A: np.ndarray) -> np.ndarray:
+        return self._rows(roots, self._rows(roots, A).T)
+
+    def _factorise(self, roots: list[np.ndarray]) -> tuple | None:
+        S = self._both([r.T for r in roots], self.A)
+        S.flat[: self.q * (len(S) + 1) : len(S) + 1] += 1.0
+        L, info = lapack.dpotrf(S, lower=1, clean=1)
+        if info:
+            return None
+        logs = np.log(L.diagonal()[: self.d])
+        rss = float(L[-1, -1] ** 2)
+        return 2 * logs[: self.q].sum(), 2 * logs[self.q :].sum(), rss, (L,)
+
+    def _modes(self, point: LightPoint) -> list[np.ndarray]:
+        (L,), d = point.state, self.d
+        inner = np.asfortranarray(L[:d, :d])
+        coefficients, _ = lapack.dtrtrs(inner, L[d, :d], lower=1, trans=1)
+        coefficients = self._rows(point.roots, coefficients.reshape(-1, 1))[:, 0]
+        r = self.A[: self.q, d] - self.A[: self.q, :d] @ coefficients
+        return [
+            r[at].reshape(-1, f.k).T
+            for at, f in zip(self.at, self.structure.factors, strict=True)
+        ]
+
+    def _traces(self, point: LightPoint) -> list[np.ndarray]:
+        size = self.d if self.reml else self.q
+        inner = _inverse_from(point.state[0], size)
+        K = self._both(point.roots, inner)
+        A = self.A[: self.q, :size]
+        point.inner = AK = A @ K
+        out = []
+        for own, at, f in zip(self.own, self.at, self.structure.factors, strict=True):
+            one = AK[at].reshape(f.m, f.k, -1)
+            two = A[at].reshape(f.m, f.k, -1)
+            out.append(own - np.tensordot(one, two, axes=([0, 2], [0, 2])))
+        return out
+
+    def _squares(
+        self, point: LightPoint, directions: list[tuple[int, np.ndarray]]
+    ) -> np.ndarray:
+        A, q = self.A, self.q
+        H = A[:q, :q] - point.inner @ A[:q, : point.inner.shape[1]].T
+        moved = []
+        for j, D in directions:
+            columns = H[:, self.at[j]]
+            if len(D) > 1:
+                columns = (columns.reshape(-1, len(D)) @ D).reshape(columns.shape)
+            else:
+                columns = columns * D[0, 0]
+            moved.append(columns)
+        out = np.empty((len(directions),) * 2)
+        for a, (i, _) in enumerate(directions):
+            for b, (j, _) in enumerate(directions[: a + 1]):
+                one, two = moved[a][self.at[j]], moved[b][self.at[i]]
+                out[a, b] = out[b, a] = (one * two.T).sum()
+        return out
+
+    def _project(self, point: LightPoint, U: list[np.ndarray]) -> np.ndarray:
+        (L,), d = point.state, self.d
+        flat = np.concatenate([u.transpose(1, 0, 2).reshape(-1, u.shape[2]) for u in U])
+        AU = self.A[:d, : self.q] @ flat
+        scaled = self._rows([r.T for r in point.roots], AU)
+        half, _ = lapack.dtrtrs(np.asfortranarray(L[:d, :d]), scaled, lower=1)
+        return flat.T @ AU[: self.q] - half.T @ half
+
+
+def _assemble(products: Products, edges: list[int]) -> np.ndarray:
+    """All cross-products as one matrix, factors in the order of the structure."""
+    factors, p = products.structure.factors, products.p
+    q = edges[-1]
+    A = np.zeros((q + p + 1, q + p + 1))
+    rows = [
+        edges[j] + f.k * np.arange(f.m)[None] + np.arange(f.k)[:, None]
+        for j, f in enumerate(factors)
+    ]
+    order = products.stage_factors
+    rest = [rows[j].T.ravel() for j in products.rest_factors]
+    rest_at = np.concatenate(rest) if rest else np.zeros(0, dtype=int)
+    for stage, j in zip(products.stages, order, strict=True):
+        here = rows[j]
+        A[here[:, None], here[None]] = stage.D.numpy()
+        for later, E in stage.E.items():
+            above = rows[order[later]][:, stage.parent[later].numpy()]
+            A[above[None], here[:, None]] = E.numpy()
+        if isinstance(stage.C, Dense):
+            A[rest_at[:, None, None], here] = stage.C.C.numpy().transpose(2, 0, 1)
+        elif isinstance(stage.C, Pairs):
+            for at, part in zip(here, stage.C.parts, strict=True):
+                A[rest_at[:, None], at] = part.toarray().T
+        A[q:, here.ravel()] = stage.XY.numpy().reshape(-1, p + 1).T
+    A[rest_at[:, None], rest_at] = products.whole_rest().numpy()
+    A[q:, rest_at] = products.BXY.numpy().T
+    A[q:, q:] = products.G.numpy()
+    # One of each pair of mirror images is filled; both are in blocks of one factor.
+    return np.where(A != 0, A, A.T)
+
+
+class OneFactorCriterion(LightCriterion):
+    """One grouping factor: every level by itself."""
+
+    def __init__(self, criterion: Criterion) -> None:
+        super().__init__(criterion)
+        stage = self.products.stages[0]
+        self.D, self.XY = stage.D.numpy(), stage.XY.numpy()
+        self.X = self.XY[:, :, :-1]
+        self.G = self.products.G.numpy()
+        self.k, _, self.m = self.D.shape
+
+    def _factorise(self, roots: list[np.ndarray]) -> tuple | None:
+        (root,) = roots
+        inner, logdet = _inverse(_congruence(root, self.D))
+        W = _congruence(root.T, inner)
+        flat = self.XY.reshape(self.k * self.m, -1)
+        S = self.G - flat.T @ _apply(W, self.XY).reshape(flat.shape)
+        L, info = lapack.dpotrf(S, lower=1, clean=1)
+        if info:
+            return None
+        logdet_x = 2 * np.log(L.diagonal()[:-1]).sum()
+        return logdet, logdet_x, float(L[-1, -1] ** 2), (W, L)
+
+    def _modes(self, point: LightPoint) -> list[np.ndarray]:
+        L = point.state[1]
+        p = len(L) - 1
+        beta = np.zeros(0)
+        if p:
+            beta, _ = lapack.dtrtrs(
+                np.asfortranarray(L[:p, :p]), L[p, :p], lower=1, trans=1
+            )
+        r = self.XY[:, :, -1] - self.X @ beta.ravel()
+        F = self._inner(point)[0]
+        return [_apply(F.transpose(1, 0, 2), r[:, :, None])[:, :, 0]]
+
+    def _inner(self, point: LightPoint) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``F = (I + VD)^-1``, ``H = DF`` by level, and ``F'X``."""
+        if len(point.state) == 2:
+            F = -_multiply(point.state[0], self.D)
+            F[np.arange(self.k), np.arange(self.k)] += 1.0
+            H = _multiply(self.D, F)
+            FX = _apply(F.transpose(1, 0, 2), self.X)
+            point.state = (*point.state, F, H, FX)
+        return point.state[2:]
+
+    def _cov_x(self, point: LightPoint) -> np.ndarray:
+        p = self.X.shape[2]
+        return _inverse_from(point.state[1], p) if p else np.zeros((0, 0))
+
+    def _traces(self, point: LightPoint) -> list[np.ndarray]:
+        _, H, FX = self._inner(point)
+        out = H.sum(axis=2)
+        if self.reml:
+            product = FX @ self._cov_x(point)
+            out = out - np.tensordot(product, FX, axes=([1, 2], [1, 2]))
+        return [(out + out.T) / 2]
+
+    def _squares(
+        self, point: LightPoint, directions: list[tuple[int, np.ndarray]]
+    ) -> np.ndarray:
+        _, H, FX = self._inner(point)
+        count, k = len(directions), self.k
+        D = np.stack([d for _, d in directions])
+        own = np.einsum("abm,xbc->xacm", H, D).reshape(count, k, k, -1)
+        turned = own.transpose(0, 2, 1, 3).reshape(count, -1)
+        out = own.reshape(count, -1) @ turned.T
+        if self.reml:
+            cov = self._cov_x(point)
+            B = np.einsum("amp,bmp->abm", FX @ cov, FX)
+            across = np.einsum("abm,xbc->xacm", B, D).reshape(count, -1)
+            cross = across @ turned.T
+            DX = np.einsum("xab,bmp->xamp", D, FX)
+            T = np.einsum("amp,xamr->xpr", FX, DX) @ cov
+            out = out - cross - cross.T
+            out += T.reshape(count, -1) @ T.transpose(0, 2, 1).reshape(count, -1).T
+        return (out + out.T) / 2
+
+    def _project(self, point: LightPoint, U: list[np.ndarray]) -> np.ndarray:
+        _, H, FX = self._inner(point)
+        (u,) = U
+        flat = u.reshape(self.k * self.m, -1)
+        cross = flat.T @ FX.reshape(self.k * self.m, -1)
+        gram = flat.T @ _apply(H, u).reshape(flat.shape)
+        return gram - cross @ self._cov_x(point) @ cross.T
+
+
+def _inverse_from(L: np.ndarray, size: int) -> np.ndarray:
+    """Inverse of the leading part of a matrix by its Cholesky factor."""
+    inner, _ = lapack.dpotri(np.asfortranarray(L[:size, :size]), lower=1)
+    inner = np.tril(inner)
+    return inner + np.tril(inner, -1).T
+
+
+def _congruence(L: np.ndarray, A: np.ndarray) -> np.ndarray:
+    """``L' A_i L``; levels along the last axis."""
+    k, _, m = A.shape
+    if k == 1:
+        return A * L[0, 0] ** 2
+    both = (L.T[:, None, :, None] * L.T[None, :, None]).reshape(k * k, k * k)
+    return (both @ A.reshape(k * k, m)).reshape(k, k, m)
+
+
+def _multiply(A: np.ndarray, B: np.ndarray) -> np.ndarray:
+    return A * B if len(A) == 1 else np.einsum("abm,bcm->acm", A, B)
+
+
+def _apply(A: np.ndarray, V: np.ndarray) -> np.ndarray:
+    if len(A) == 1:
+        return A[0, 0][:, None] * V
+    return np.einsum("abm,bmc->amc", A, V)
+
+
+def _inverse(A: np.ndarray) -> tuple[np.ndarray, float]:
+    """Inverse of every ``I + A_i``, and the sum of logarithms of determinants."""
+    k = len(A)
+    A = A.copy()
+    A[np.arange(k), np.arange(k)] += 1.0
+    logdet = 0.0
+    for j in range(k):
+        pivot = A[j, j].copy()
+        logdet += np.log(pivot).sum()
+        row, column = A[j] / pivot, A[:, j].copy()
+        A -= column[:, None] * row
+        A[j], A[:, j] = row, -column / pivot
+        A[j, j] = 1 / pivot
+    return A, float(logdet)

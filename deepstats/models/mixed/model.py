@@ -1,0 +1,365 @@
+"""Linear mixed models: from formula and data to the fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ...compute import one_thread
+from ...design import RandomTerm
+from ...errors import (
+    ConvergenceWarning,
+    DesignError,
+    ModelError,
+    SingularFitWarning,
+    caution,
+)
+from ...families import get_family
+from ...formula import Formula
+from ...leastsquares import LeastSquares, least_squares
+from ...results import Fit
+from ..base import RegressionModel
+from .criterion import Criterion
+from .degrees import DDF
+from .fitted import Fitted
+from .products import Products, cross_products
+from .results import MixedResults
+from .search import determined, minimise, starting
+from .structure import Structure
+
+__all__ = ["LinearMixed"]
+
+
+class LinearMixed(RegressionModel):
+    """Linear mixed model: ``y = X beta + Z b + e``, b and e normal.
+
+    Parameters
+    ----------
+    formula : str or Formula
+        With random effects: ``(1 | g)``, ``(x | g)``, ``(x || g)``, ``(1 | a/b)``.
+    data : frame or mapping
+    weights : str or array_like, optional
+        Prior weights: the residual variance of a row is ``sigma^2 / weight``.
+    offset : str or array_like, optional
+    sigma : float, optional
+        Residual standard deviation, where it is known: with sampling variances v of
+        a meta-analysis, ``sigma=1, weights=1/v``.
+    na_action, context, device, dtype
+        See `RegressionModel`.
+
+    References
+    ----------
+    Bates, Mächler, Bolker & Walker (2015), Fitting linear mixed-effects models using
+    lme4, Journal of Statistical Software 67(1).
+    """
+
+    title: ClassVar[str] = "Linear mixed model"
+    t_by_default: ClassVar[bool] = True
+    results_class = MixedResults
+    family = get_family("gaussian")
+
+    def __init__(
+        self,
+        formula: str | Formula,
+        data: Any,
+        *,
+        weights: Any = None,
+        offset: Any = None,
+        sigma: float | None = None,
+        na_action: str = "drop",
+        context: Mapping[str, Callable] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> None:
+        if sigma is not None and not (isinstance(sigma, Real) and 0 < sigma < np.inf):
+            raise ValueError(f"sigma must be a positive number, not {sigma!r}.")
+        self.sigma = None if sigma is None else float(sigma)
+        super().__init__(
+            formula, data, weights=weights, offset=offset, na_action=na_action,
+            context=context, device=device, dtype=dtype,
+        )  # fmt: skip
+        if self.compute.dtype != torch.float64:
+            raise ModelError(
+                "linear mixed models are computed in float64: cross-products in "
+                "float32 have too few digits."
+            )
+        self._check_groups()
+        self._prepared: tuple[Structure, Products] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What, besides formula and data, makes this model."""
+        return {"sigma": self.sigma}
+
+    def _refuse(self, formula: Formula, absorb: bool) -> None:
+        if not formula.rhs.groups and formula.call is None:
+            raise ModelError(
+                f"{formula.text!r} has no random effects such as (1 | g); use ds.ols "
+                "for a linear model without."
+            )
+        if formula.call is not None or formula.rhs.calls or formula.parts:
+            super()._refuse(_without_groups(formula), absorb)
+
+    def _check_groups(self) -> None:
+        design = self.design
+        if design.n_zero_weight:
+            raise DesignError(
+                f"{design.n_zero_weight} weights are zero: such rows say nothing; "
+                "leave them out."
+            )
+        if not design.X.k:
+            raise DesignError(
+                "the fixed part is empty; keep at least an intercept: y ~ 1 + (1 | g)."
+            )
+        for one, two in combinations(design.random, 2):
+            if _alike(one, two):
+                raise DesignError(
+                    f"{_text(one)} and {_text(two)} group the rows alike: only the sum "
+                    "of their variances is determined. Leave one of them out."
+                )
+        for random in design.random:
+            levels, q = len(random.grouping), len(random.grouping) * random.Z.k
+            text = random.term.text or str(random.term)
+            if self.sigma is None and levels >= design.n:
+                raise DesignError(
+                    f"{random.grouping.name} in {text} has as many levels as the data "
+                    f"have rows ({design.n}): its variance cannot be told from the "
+                    "residual's. Leave the term out, or give a known sigma=."
+                )
+            if self.sigma is None and q >= design.n:
+                raise DesignError(
+                    f"{text} has {q} random effects and the data {design.n} rows: "
+                    "variances and residual variance cannot be told apart. Use fewer "
+                    "columns before the bar."
+                )
+
+    # -- fitting -------------------------------------------------------------------
+
+    @one_thread()
+    def prepare(self) -> tuple[Structure, Products]:
+        """Return the random effects and all cross-products; rows are read once."""
+        if self._prepared is None:
+            fixed = least_squares(self.design, self.compute, extended=False)
+            names = self.design.X.names
+            if len(fixed.kept) < len(names):
+                gone = [n for j, n in enumerate(names) if j not in fixed.kept]
+                self.aliased = tuple(gone)
+                self.note_dropped(gone)
+                self.design = self.design.select_columns(fixed.kept)
+            self._check_scale(fixed)
+            if fixed.ssr <= 1e-24 * max(float(np.square(self.design.y).sum()), 1e-300):
+                raise DesignError(
+                    "the fixed effects fit the response exactly; there is nothing "
+                    "left for random effects."
+                )
+            grams = [self._gram(r) for r in self.design.random]
+            structure = Structure.build(self.design.random, grams)
+            products = cross_products(self.design, structure, fixed, self.compute)
+            _check_determined(structure, products)
+            self._prepared = structure, products
+        return self._prepared
+
+    def _check_scale(self, fixed: LeastSquares) -> None:
+        """Refuse numbers whose squares are beyond float64."""
+        size = float(np.abs(self.design.y).max())
+        if not 1e-140 < size < 1e140:
+            raise DesignError(
+                f"the response is of size {size:.1e}, beyond what can be squared; "
+                "rescale it."
+            )
+        inverse = fixed.inverse.diagonal().cpu().numpy()
+        outside = ~((inverse > 1e-280) & (inverse < 1e280))
+        if outside.any():
+            name = self.design.X.names[int(np.argmax(outside))]
+            raise DesignError(
+                f"the values of {name} are too large or too small to be squared; "
+                "rescale it."
+            )
+
+    #: Columns of the fixed part that others determine; NaN in the printed table.
+    aliased: tuple[str, ...] = ()
+
+    def _gram(self, random: RandomTerm) -> np.ndarray:
+        """Mean cross-product of a term's columns, with a check of their rank."""
+        design, Z = self.design, random.Z
+        w = design.weights
+        if Z.names == ("Intercept",):
+            return np.array([[1.0 if w is None else float(w.mean())]])
+        columns = Z.to_dense(self.compute.on_cpu()).numpy()
+        gram = columns.T @ (columns if w is None else columns * w[:, None]) / design.n
+        text = random.term.text or str(random.term)
+        d = np.sqrt(np.diag(gram))
+        if (d == 0).any():
+            name = Z.names[int(np.argmin(d))]
+            raise DesignError(
+                f"{name} in {text} is zero in every row, or too small to be squared; "
+                "leave it out or rescale it."
+            )
+        values, vectors = np.linalg.eigh(gram / d[:, None] / d)
+        if values[0] <= 1e-12 * values[-1]:
+            at = np.flatnonzero(np.abs(vectors[:, 0]) > 1e-3)
+            names = [Z.names[j] for j in at if Z.names[j] != "Intercept"]
+            constant = len(at) == 2 and len(names) == 1
+            raise DesignError(
+                f"{text}: {names[0]} is constant, so its slope cannot be told from the "
+                "intercept; leave it out, or write (0 + ... | g)."
+                if constant
+                else f"{text}: {', '.join(Z.names[j] for j in at)} determine one "
+                "another; leave one out before the bar."
+            )
+        return gram
+
+    @one_thread()
+    def fit(
+        self,
+        reml: bool = True,
+        *,
+        ddf: str = "satterthwaite",
+        start: Mapping[str, float] | Sequence[float] | None = None,
+        maxiter: int = 100,
+        tol: float = 1e-6,
+        disp: bool | int = False,
+    ) -> MixedResults:
+        """Estimate by restricted or full maximum likelihood.
+
+        Parameters
+        ----------
+        reml : bool, default True
+            Restricted maximum likelihood; False for maximum likelihood.
+        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+            Degrees of freedom of t and F for fixed effects; can be changed after the
+            fit by `MixedResults.with_ddf`. "residual" takes n - p, "normal" gives z.
+        start : sequence of float, optional
+            Relative covariance parameters to start from, as `MixedResults.theta`.
+        maxiter : int, default 100
+        tol : float, default 1e-6
+            On the length of a Newton step in standard errors of the parameters.
+        disp : bool, default False
+            Print how the search ended.
+
+        Returns
+        -------
+        MixedResults
+
+        Warns
+        -----
+        SingularFitWarning
+            Where a covariance is estimated on the edge of its range.
+        ConvergenceWarning
+        """
+        if ddf not in DDF:
+            raise ValueError(f"ddf must be one of {', '.join(DDF)}; not {ddf!r}.")
+        if not (isinstance(maxiter, Integral) and maxiter > 0):
+            raise ValueError(f"maxiter must be a positive integer; not {maxiter!r}.")
+        if not (isinstance(tol, Real) and 0 < tol < np.inf):
+            raise ValueError(f"tol must be a positive number; not {tol!r}.")
+        self.cautions = ()
+        structure, products = self.prepare()
+        if reml and products.n <= products.p:
+            raise DesignError("REML needs more rows than fixed effects.")
+        criterion = Criterion(products, bool(reml), self.sigma)
+        x = starting(products) if start is None else _given(structure, start)
+        found = minimise(criterion, x, maxiter, tol)
+        fitted = Fitted(found, criterion, self.compute)
+        if disp:
+            print(
+                f"{self.title}: {found.message} after {found.iterations} steps, "
+                f"{found.evaluations} evaluations."
+            )
+        self._warn_of(fitted)
+        return self.results(fitted, ddf)
+
+    def results(self, fitted: Fitted, ddf: str = "satterthwaite") -> MixedResults:
+        """Label a fit."""
+        found, n, p = fitted.found, fitted.products.n, fitted.products.p
+        fit = Fit(
+            x=torch.from_numpy(fitted.beta),
+            bread=torch.from_numpy(fitted.cov_beta / fitted.sigma**2),
+            information="expected", scale=fitted.sigma**2, nobs=float(n),
+            df_resid=float(n - p - fitted.structure.size - (self.sigma is None)),
+            facts={"llf": -0.5 * found.point.value, "reml": float(fitted.reml)},
+            converged=found.converged, iterations=found.iterations,
+            gradient_norm=found.decrement, message=found.message,
+            notes=(*self.dropped, *self.cautions),
+        )  # fmt: skip
+        return MixedResults(self, fit, fitted, ddf)
+
+    def _warn_of(self, fitted: Fitted) -> None:
+        if fitted.singular:
+            self.caution(
+                f"singular fit: {'; '.join(fitted.singular)}. The estimate is at the "
+                "edge of its range, not a failure: leave the term out, simplify it "
+                "(|| for |), or report it as it is.",
+                SingularFitWarning,
+            )
+        if not fitted.found.converged:
+            caution(
+                f"{self.title} did not converge: {fitted.found.message} (the last "
+                f"step was {fitted.found.decrement:.2g} standard errors long). Raise "
+                "maxiter=, simplify the random effects, or rescale the variables.",
+                ConvergenceWarning,
+            )
+
+
+def _without_groups(formula: Formula) -> Formula:
+    from dataclasses import replace
+
+    return replace(formula, rhs=replace(formula.rhs, groups=()))
+
+
+def _text(random: RandomTerm) -> str:
+    return random.term.text or str(random.term)
+
+
+def _alike(one: RandomTerm, two: RandomTerm) -> bool:
+    """Whether two terms let the same columns vary over the same groups of rows."""
+    m = len(one.grouping)
+    if one.Z.names != two.Z.names or len(two.grouping) != m:
+        return False
+    pairs = one.grouping.codes.astype(np.int64) * m + two.grouping.codes
+    return len(np.unique(pairs)) == m
+
+
+def _check_determined(structure: Structure, products: Products) -> None:
+    """Refuse a factor whose levels the fixed effects tell apart."""
+    for j in determined(products):
+        name, first = structure.factors[j].name, structure.of(j)[0]
+        raise DesignError(
+            f"the fixed effects already tell the levels of {name} apart, and leave "
+            f"nothing to {first.text}; leave one of them out."
+        )
+
+
+def _given(
+    structure: Structure, start: Mapping[str, float] | Sequence[float]
+) -> np.ndarray:
+    """Parameters of a start in the order of `theta`."""
+    labels = list(structure.theta(np.ones(structure.size)))
+    if isinstance(start, Mapping):
+        missing = [n for n in labels if n not in start]
+        if missing:
+            raise ValueError(f"start lacks {', '.join(missing)}.")
+        values: list[Any] = [start[n] for n in labels]
+    else:
+        values = [start] if np.ndim(start) == 0 else list(start)
+    if len(values) != len(labels):
+        raise ValueError(f"start needs {len(labels)} values: {', '.join(labels)}.")
+    if not all(isinstance(v, Real) and abs(v) < 1e10 for v in values):
+        raise ValueError(f"start must be numbers of ordinary size; not {start!r}.")
+    roots: list[np.ndarray] = [np.zeros((t.k, t.k)) for t in structure.terms]
+    order = sorted(
+        range(len(roots)),
+        key=lambda j: (-structure.factors[structure.terms[j].factor].m, j),
+    )
+    place = iter(values)
+    for j in order:
+        term = structure.terms[j]
+        for r, c in zip(*term.triangle, strict=True):
+            if term.kind == "us" or r == c:
+                roots[j][r, c] = next(place)
+    return structure.from_raw_roots(roots)

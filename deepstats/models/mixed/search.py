@@ -1,0 +1,333 @@
+"""From moments to the optimum: start, Newton's method, and the test at the boundary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from .coupling import Coupling
+from .criterion import Criterion, Point
+from .light import LightCriterion, LightPoint, light
+from .products import Products, Vector
+from .sparse import SparseLayout
+
+__all__ = ["Found", "determined", "minimise", "moments"]
+
+# A start no nearer to zero than this (relative variances of standardised columns).
+_LEAST_START = 1e-3
+# A standardised standard deviation below this counts as zero.
+_ZERO = 1e-6
+_HALVINGS = 40
+# After a step this short, in standard errors, the exact Hessian is the better guide.
+_CLOSE = 0.3
+# Steps shorter than this (in standard errors) may be on the way into a saddle.
+_NEAR = 0.1
+# After so many steps the average information is too far from the Hessian.
+_PATIENCE = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Where the search ended.
+
+    Attributes
+    ----------
+    point : Point
+    converged : bool
+    iterations, evaluations : int
+    decrement : float
+        Length of the last Newton step, in standard errors of the parameters.
+    message : str
+    """
+
+    point: Point
+    converged: bool
+    iterations: int
+    evaluations: int
+    decrement: float
+    message: str
+
+
+def moments(products: Products) -> np.ndarray:
+    """Relative variances of the factors by the method of moments.
+
+    Haseman & Elston (1972): the least-squares regression of products of residuals on
+    the covariances that each factor would give them, here from cross-products alone.
+    Vectors of effects are taken as uncorrelated with one variance, which is that of
+    their standardised columns.
+    """
+    factors, p = products.structure.factors, products.p
+    k, df = len(factors), products.n - p
+    XY = products.by_factor(_all_fixed(products))
+    onto = [x[:, :, :p] for x in XY]
+    e = [x[:, :, p] for x in XY]
+    grams = [a.reshape(-1, p).T @ a.reshape(-1, p) for a in onto]
+    A, c = np.empty((k + 1, k + 1)), np.empty(k + 1)
+    norms = _norms(products)
+    trace = _traces(products)
+    for j in range(k):
+        c[j] = float((e[j] ** 2).sum())
+        A[j, k] = A[k, j] = trace[j] - float(grams[j].diagonal().sum())
+        parts = [torch.zeros_like(a) for a in onto]
+        parts[j] = onto[j]
+        product = products.multiply(
+            products.from_factors(parts, onto[j].new_zeros(p, p))
+        )
+        for i, found in enumerate(products.by_factor(product)):
+            crossed = float((found * onto[i]).sum())
+            A[i, j] = norms[i, j] - 2 * crossed + float((grams[i] * grams[j]).sum())
+    A[k, k], c[k] = df, float(products.G[-1, -1])
+    scale = 1 / np.sqrt(np.diag(A).clip(1e-300))
+    solved = np.linalg.lstsq(A * scale[:, None] * scale, c * scale, rcond=1e-10)[0]
+    v = solved * scale
+    rest = max(v[k], 0.1 * c[k] / max(df, 1))
+    return np.clip(v[:k] / rest, _LEAST_START, 1e6) if rest > 0 else np.ones(k)
+
+
+def determined(products: Products) -> list[int]:
+    """Factors whose effects the fixed effects already span: ``Z'PZ`` is zero."""
+    p, total = products.p, _traces(products)
+    out = []
+    for j, part in enumerate(products.by_factor(_all_fixed(products))):
+        explained = float((part[:, :, :p] ** 2).sum())
+        if total[j] - explained <= 1e-10 * total[j]:
+            out.append(j)
+    return out
+
+
+def _all_fixed(products: Products) -> Vector:
+    return Vector([s.XY for s in products.stages], products.BXY, products.G[:-1])
+
+
+def _traces(products: Products) -> np.ndarray:
+    """Trace of ``Z'WZ`` of every factor."""
+    out = np.zeros(len(products.structure.factors))
+    for stage, j in zip(products.stages, products.stage_factors, strict=True):
+        out[j] = float(stage.D.diagonal().sum())
+    diagonal = products.layout.diagonal(products.B)
+    for number, j in enumerate(products.rest_factors):
+        out[j] = float(diagonal[products.rest_at(number)].sum())
+    return out
+
+
+def _norms(products: Products) -> np.ndarray:
+    """Squared Frobenius norms of the cross-products of every two factors."""
+    k = len(products.structure.factors)
+    out = np.zeros((k, k))
+    order = products.stage_factors
+    for number, stage in enumerate(products.stages):
+        i = order[number]
+        out[i, i] = float((stage.D**2).sum())
+        for later, E in stage.E.items():
+            out[i, order[later]] = out[order[later], i] = float((E**2).sum())
+        for other, j in enumerate(products.rest_factors):
+            if isinstance(stage.C, Coupling):
+                value = stage.C.norms(products.rest_at(other))
+                out[i, j] = out[j, i] = value
+    if products.rest_factors:
+        owner = products.B.new_zeros(products.q, len(products.rest_factors))
+        for number in range(len(products.rest_factors)):
+            owner[products.rest_at(number), number] = 1.0
+        squares = products.layout.norms(products.B, owner)
+        at = np.asarray(products.rest_factors)
+        out[at[:, None], at] = squares.cpu().numpy()
+    return out
+
+
+def starting(products: Products) -> np.ndarray:
+    """Parameters to start from."""
+    structure, v = products.structure, moments(products)
+    x = np.zeros(structure.size)
+    for term in structure.terms:
+        if term.variances:
+            x[term.params] = v[term.factor]
+        else:
+            root = np.sqrt(v[term.factor]) * np.eye(term.k)
+            x[term.params] = root[term.triangle]
+    return x
+
+
+def minimise(
+    criterion: Criterion, start: np.ndarray, maxiter: int = 100, tol: float = 1e-6
+) -> Found:
+    """Find the optimum, by the quickest form of the criterion; see `newton`."""
+    if isinstance(criterion.products.layout, SparseLayout):
+        start = newton(replace(criterion, exact=False), start, 8, 0.3).point.x
+    quick = light(criterion)
+    found = newton(quick, start, maxiter, tol)
+    if quick is criterion:
+        return found
+    return replace(found, point=criterion(found.point.x))
+
+
+def newton(
+    criterion: Criterion | LightCriterion,
+    start: np.ndarray,
+    maxiter: int = 100,
+    tol: float = 1e-6,
+) -> Found:
+    """Newton's method with the average information, projected on variances >= 0.
+
+    Parameters
+    ----------
+    criterion : Criterion
+    start : ndarray
+    maxiter : int
+    tol : float
+        On the length of a step in standard errors of the parameters.
+    """
+    lower = criterion.products.structure.lower
+    point = criterion(np.maximum(start, lower))
+    decrement, message = np.inf, "no more steps were allowed"
+    converged = False
+    iteration = 0
+    while iteration < maxiter:
+        iteration += 1
+        H = _curvature(criterion, point, iteration, decrement)
+        step, decrement = _step(point, H, lower)
+        if decrement <= _NEAR:
+            # Next to a saddle steps are slow: it is left before it is reached.
+            away = _out_of_corner(criterion, point)
+            if away is not None:
+                point = away
+                continue
+        if decrement <= tol:
+            converged, message = True, "converged"
+            break
+        moved = _line_search(criterion, point, step, lower)
+        if moved is None:
+            # Rounding hides what is left to gain.
+            converged = decrement <= 1e3 * tol
+            message = "converged to rounding" if converged else "no step lowers it"
+            break
+        point = moved
+    return Found(point, converged, iteration, criterion.evaluations, decrement, message)
+
+
+def _curvature(
+    criterion: Criterion | LightCriterion,
+    point: Point | LightPoint,
+    iteration: int,
+    decrement: float,
+) -> np.ndarray:
+    """Hessian for a step: an approximation first, exact where it is cheap or needed.
+
+    Far from the optimum the average information, which is positive, leads better.
+    """
+    if isinstance(point, LightPoint):
+        return point.hessian if decrement <= _CLOSE else point.information
+    if iteration <= _PATIENCE:
+        return point.information
+    return _differences(criterion, point)
+
+
+def _differences(
+    criterion: Criterion | LightCriterion, point: Point | LightPoint
+) -> np.ndarray:
+    """Hessian by differences of the gradient."""
+    x, g = point.x, point.gradient
+    out = np.empty((len(x), len(x)))
+    for j in range(len(x)):
+        step = 1e-5 * max(abs(x[j]), 1.0)
+        moved = x.copy()
+        moved[j] += step
+        out[j] = (criterion(moved).gradient - g) / step
+    return (out + out.T) / 2
+
+
+def _step(
+    point: Point | LightPoint, H: np.ndarray, lower: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Newton step within the bounds, and its length in standard errors.
+
+    The quadratic model is minimised over what the bounds allow, by an active set: the
+    unbounded step, cut off at the bounds, can point uphill.
+    """
+    x, g, H = point.x, point.gradient, _definite(H)
+    room = lower - x
+    held = (room >= 0) & (g >= 0)
+    s = np.zeros_like(x)
+    for _ in range(4 * len(x) + 4):
+        free = np.flatnonzero(~held)
+        to = np.where(held, room, 0.0)
+        if len(free):
+            pull = g[free] + H[free] @ to
+            to[free] = -np.linalg.solve(H[np.ix_(free, free)], pull)
+        over = ~held & (to < room)
+        if over.any():
+            share = np.where(over, (room - s) / np.where(over, to - s, 1.0), np.inf)
+            first = int(np.argmin(share))
+            s = s + max(share[first], 0.0) * (to - s)
+            held[first], s[first] = True, room[first]
+            continue
+        s = to
+        slope = np.where(held, g + H @ s, 0.0)
+        worst = int(np.argmin(slope)) if held.any() else 0
+        if not slope[worst] < 0:
+            break
+        held[worst] = False
+    return -s, float(np.sqrt(max(-(s @ g), 0.0)))
+
+
+def _definite(H: np.ndarray) -> np.ndarray:
+    """``|H|``, with directions of no curvature damped."""
+    d = np.sqrt(np.maximum(np.abs(np.diag(H)), 1e-300))
+    values, vectors = np.linalg.eigh(H / d[:, None] / d)
+    values = np.maximum(np.abs(values), 1e-8 * max(abs(values).max(), 1e-300))
+    return (vectors * values) @ vectors.T * d[:, None] * d
+
+
+def _line_search(
+    criterion: Criterion, point: Point, step: np.ndarray, lower: np.ndarray
+) -> Point | None:
+    noise = 1e-13 * abs(point.value)
+    length = 1.0
+    for _ in range(_HALVINGS):
+        new = criterion(np.maximum(point.x - length * step, lower))
+        if new.value <= point.value + noise:
+            return new
+        length /= 2
+    return None
+
+
+def _out_of_corner(criterion: Criterion, point: Point) -> Point | None:
+    """Find a better point where a singular covariance is a saddle, else None.
+
+    The gradient in a triangle's entries vanishes where a column of it is zero. There
+    the derivative in V must be non-negative along what V leaves out; if it is not, V
+    grows in that direction.
+    """
+    structure = point.structure
+    for term in structure.terms:
+        if term.variances:
+            continue
+        root, G = term.root(point.x), point.slopes[term.factor][term.at, term.at]
+        left, sizes, _ = np.linalg.svd(root)
+        null = left[:, sizes <= 1e-4 * max(sizes.max(), 1.0)]
+        if not null.shape[1]:
+            continue
+        values, vectors = np.linalg.eigh(null.T @ G @ null)
+        scale = max(np.abs(np.diag(G)).max(), 1e-300)
+        if values[0] >= -1e-6 * max(scale, 1.0):
+            continue
+        direction = null @ vectors[:, 0]
+        for size in (1e-1, 1e-2, 1e-3, 1e-4, 1e-6):
+            V = root @ root.T + size * np.outer(direction, direction)
+            x = point.x.copy()
+            grown = _triangle(V)
+            x[term.params] = grown[term.triangle]
+            new = criterion(x)
+            if new.value < point.value - 1e-9:
+                return new
+    return None
+
+
+def _triangle(V: np.ndarray) -> np.ndarray:
+    """Lower-triangular factor of a positive semi-definite matrix."""
+    values, vectors = np.linalg.eigh(V)
+    half = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+    R = np.linalg.qr(half, mode="r")
+    signs = np.where(np.diag(R) < 0, -1.0, 1.0)
+    return (R * signs[:, None]).T

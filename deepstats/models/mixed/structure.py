@@ -1,0 +1,315 @@
+"""Random-effects terms, the grouping factors they share, and their parameters.
+
+A term ``(1 + x | g)`` gives every level of ``g`` a vector of effects with covariance
+``sigma^2 V``. Terms on one factor are merged into one block a level, whose ``V`` has a
+block for each of them. Columns are standardised inside a term (a linear map `U`, which
+lower triangles absorb), so that parameters are of order one whatever the data's units:
+``z~ = z U`` and ``V = U V~ U'``.
+
+A scalar's parameter is its relative variance, bounded by zero, where the gradient with
+respect to a standard deviation would vanish; a vector's are the entries of the lower
+triangle of its factor, column by column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ...design import RandomTerm
+from ...errors import ModelError
+from ...matrix import ModelMatrix
+
+__all__ = ["Factor", "Structure", "Term"]
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One random-effects term.
+
+    Attributes
+    ----------
+    text : str
+        As written, ``"(1 + x | g)"``.
+    names : tuple of str
+        Columns that vary.
+    kind : {"us", "diag"}
+        Whether the effects are correlated.
+    factor : int
+        Number of its grouping factor.
+    at : slice
+        Its place among the columns of that factor.
+    params : slice
+        Its place among the parameters.
+    U : ndarray, shape (K, K)
+        Standardisation, lower triangular.
+    order : int
+        Its place in the formula.
+    """
+
+    text: str
+    names: tuple[str, ...]
+    kind: str
+    factor: int
+    at: slice
+    params: slice
+    U: np.ndarray
+    order: int
+
+    @property
+    def k(self) -> int:
+        """Number of columns."""
+        return len(self.names)
+
+    @cached_property
+    def variances(self) -> bool:
+        """Whether the parameters are variances, not entries of a triangle."""
+        return self.kind == "diag" or self.k == 1
+
+    @cached_property
+    def triangle(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the lower triangle, column by column, as in lme4."""
+        column, row = np.triu_indices(self.k)
+        return row, column
+
+    def root(self, x: np.ndarray) -> np.ndarray:
+        """Lower-triangular factor of the standardised covariance."""
+        part = x[self.params]
+        if self.variances:
+            return np.diag(np.sqrt(np.maximum(part, 0.0)))
+        out = np.zeros((self.k, self.k))
+        out[self.triangle] = part
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """A grouping factor and all columns that vary over its levels.
+
+    Attributes
+    ----------
+    name : str
+    levels : tuple
+    codes : ndarray of int, shape (n,)
+    matrices : tuple of ModelMatrix
+        Columns of its terms, one matrix a term.
+    """
+
+    name: str
+    levels: tuple
+    codes: np.ndarray
+    matrices: tuple[ModelMatrix, ...]
+
+    @property
+    def m(self) -> int:
+        """Number of levels."""
+        return len(self.levels)
+
+    @property
+    def k(self) -> int:
+        """Effects a level."""
+        return sum(z.k for z in self.matrices)
+
+    @property
+    def q(self) -> int:
+        """Effects in all."""
+        return self.m * self.k
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """All random effects of a model.
+
+    Attributes
+    ----------
+    factors : tuple of Factor
+        By decreasing number of effects.
+    terms : tuple of Term
+        In the order of the formula.
+    """
+
+    factors: tuple[Factor, ...]
+    terms: tuple[Term, ...]
+
+    @classmethod
+    def build(
+        cls, random: Sequence[RandomTerm], standardise: Sequence[np.ndarray]
+    ) -> Structure:
+        """Merge terms on the same grouping factor.
+
+        Parameters
+        ----------
+        random : sequence of RandomTerm
+        standardise : sequence of ndarray
+            Mean cross-product ``Z'WZ / n`` of the columns of each term.
+
+        Raises
+        ------
+        ModelError
+            For a covariance structure that linear mixed models here do not have.
+        """
+        groups: dict[str, list[int]] = {}
+        for number, term in enumerate(random):
+            groups.setdefault(term.grouping.name, []).append(number)
+        ordered = sorted(
+            groups.values(),
+            key=lambda g: -len(random[g[0]].grouping) * sum(random[j].Z.k for j in g),
+        )
+        factors, places = [], {}
+        for numbers in ordered:
+            first, start = random[numbers[0]].grouping, 0
+            for j in numbers:
+                places[j] = (len(factors), slice(start, start + random[j].Z.k))
+                start += random[j].Z.k
+            matrices = tuple(random[j].Z for j in numbers)
+            factors.append(Factor(first.name, first.levels, first.codes, matrices))
+        terms, start = [], 0
+        for j, term in enumerate(random):
+            kind, k = _kind(term), term.Z.k
+            size = k if kind == "diag" else k * (k + 1) // 2
+            terms.append(
+                Term(term.term.text or str(term.term), term.Z.names, kind, *places[j],
+                     slice(start, start + size), _standardisation(standardise[j], kind),
+                     j)
+            )  # fmt: skip
+            start += size
+        return cls(tuple(factors), tuple(terms))
+
+    @property
+    def size(self) -> int:
+        """Number of covariance parameters."""
+        return self.terms[-1].params.stop if self.terms else 0
+
+    @property
+    def lower(self) -> np.ndarray:
+        """Lower bounds of the parameters: zero for variances."""
+        out = np.full(self.size, -np.inf)
+        for term in self.terms:
+            if term.variances:
+                out[term.params] = 0.0
+        return out
+
+    def of(self, factor: int) -> list[Term]:
+        """Terms on a factor."""
+        return [t for t in self.terms if t.factor == factor]
+
+    def roots(self, x: np.ndarray) -> list[np.ndarray]:
+        """Lower factors of each grouping factor's standardised covariance."""
+        out = [np.zeros((f.k, f.k)) for f in self.factors]
+        for term in self.terms:
+            out[term.factor][term.at, term.at] = term.root(x)
+        return out
+
+    def raw_roots(self, x: np.ndarray) -> list[np.ndarray]:
+        """Lower factor of each term's covariance over sigma^2, in the data's units."""
+        return [self.canonical(t.U @ t.root(x)) for t in self.terms]
+
+    @staticmethod
+    def canonical(root: np.ndarray) -> np.ndarray:
+        """Give every column of a factor a positive diagonal."""
+        signs = np.where(np.diag(root) < 0, -1.0, 1.0)
+        return root * signs
+
+    def theta(self, x: np.ndarray) -> dict[str, float]:
+        """Entries of the relative factors, in the order and with the names of lme4."""
+        roots = self.raw_roots(x)
+        order = sorted(
+            range(len(self.terms)),
+            key=lambda j: (-self.factors[self.terms[j].factor].m, j),
+        )
+        out = {}
+        for j in order:
+            term, root = self.terms[j], roots[j]
+            name = self.factors[term.factor].name
+            for r, c in zip(*term.triangle, strict=True):
+                if term.kind == "diag" and r != c:
+                    continue
+                label = term.names[r] if r == c else f"{term.names[r]}.{term.names[c]}"
+                out[_fresh(out, f"{name}.{label}")] = float(root[r, c])
+        return out
+
+    def from_raw_roots(self, roots: Sequence[np.ndarray]) -> np.ndarray:
+        """Parameters of given relative factors in the data's units, by term."""
+        x = np.zeros(self.size)
+        for term, root in zip(self.terms, roots, strict=True):
+            inner = np.linalg.solve(term.U, root)
+            x[term.params] = (
+                np.diag(inner) ** 2 if term.variances else inner[term.triangle]
+            )
+        return x
+
+    def directions(self, x: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Factor and derivative of its standardised V, for each parameter."""
+        out = []
+        for term in self.terms:
+            k, root = self.factors[term.factor].k, term.root(x)
+            start = term.at.start
+            rows, columns = term.triangle
+            if term.variances:
+                rows = columns = np.arange(term.k)
+            for r, c in zip(rows, columns, strict=True):
+                D = np.zeros((k, k))
+                if term.variances:
+                    D[start + r, start + r] = 1.0
+                else:
+                    D[start + r, term.at] += root[:, c]
+                    D[term.at, start + r] += root[:, c]
+                out.append((term.factor, D))
+        return out
+
+    def gradient(self, x: np.ndarray, G: Sequence[np.ndarray]) -> np.ndarray:
+        """Gradient in the parameters from that in each factor's standardised V."""
+        out = np.zeros(self.size)
+        for term in self.terms:
+            part = G[term.factor][term.at, term.at]
+            if term.variances:
+                out[term.params] = np.diag(part)
+            else:
+                out[term.params] = (2 * part @ term.root(x))[term.triangle]
+        return out
+
+    def curvature(self, G: Sequence[np.ndarray]) -> np.ndarray:
+        """Return what the bend of V adds to the Hessian: sum of ``G d2V``."""
+        out = np.zeros((self.size, self.size))
+        for term in self.terms:
+            if not term.variances:
+                rows, columns = term.triangle
+                part = 2 * G[term.factor][term.at, term.at][np.ix_(rows, rows)]
+                part *= columns[:, None] == columns
+                out[term.params, term.params] = part
+        return out
+
+
+def _kind(random: RandomTerm) -> str:
+    structure = random.term.structure
+    if structure not in ("us", "diag"):
+        raise ModelError(
+            f"{random.term.text or random.term}: linear mixed models here have "
+            f"unstructured (x | g) and diagonal (x || g) covariances, not {structure}."
+        )
+    return "diag" if structure == "diag" or not random.term.correlated else "us"
+
+
+def _standardisation(gram: np.ndarray, kind: str) -> np.ndarray:
+    """Lower-triangular U with ``U' gram U = I`` (diagonal for uncorrelated effects)."""
+    scale = 1 / np.sqrt(np.diag(gram))
+    if kind == "diag" or len(gram) == 1:
+        return np.diag(scale)
+    correlation = gram * scale[:, None] * scale
+    values, vectors = np.linalg.eigh(correlation)
+    # A column that others determine leaves V undetermined along it: it is kept, with
+    # a variance the data cannot tell from zero, and the fit says so.
+    inverse = (vectors / np.maximum(values, 1e-10)) @ vectors.T
+    return scale[:, None] * np.linalg.cholesky(inverse)
+
+
+def _fresh(taken: dict[str, float], label: str) -> str:
+    """Return a label not taken yet: terms may repeat a column."""
+    number, out = 1, label
+    while out in taken:
+        number += 1
+        out = f"{label}.{number}"
+    return out
