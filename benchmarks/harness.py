@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib.util
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -283,6 +285,34 @@ def _blas() -> list[str]:
     return sorted(found)
 
 
+def absence(package: str) -> str | None:
+    """Say that a Python package is not installed, if so."""
+    module = {"scikit-learn": "sklearn"}.get(package, package)
+    return None if importlib.util.find_spec(module) else f"{package} is not installed"
+
+
+def r_absence(package: str) -> str | None:
+    """Say that R or a package of it is not installed, if so."""
+    if shutil.which("Rscript") is None:
+        return "R is not installed"
+    found = r_output(f'cat("{package}" %in% rownames(installed.packages()))')
+    return None if found == "TRUE" else f"R has no package {package}"
+
+
+def r_versions(packages: Iterable[str]) -> dict[str, Any]:
+    """Versions of R and of packages of it."""
+    found = {p: r_output(f'cat(as.character(packageVersion("{p}")))') for p in packages}
+    return {"r": r_output("cat(R.version.string)"), "r_packages": found}
+
+
+def r_output(code: str) -> str:
+    """Run a line of R and return what it prints."""
+    done = subprocess.run(
+        ["Rscript", "--vanilla", "-e", code], capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -351,3 +381,20 @@ def _best(function: Callable[[], Any], repeats: int = 7) -> float:
         function()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+# -- Markdown --------------------------------------------------------------------------
+
+
+def table(head: list[Any], rows: list[list[Any]]) -> str:
+    """Set rows as a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def digits(seconds: float) -> str:
+    return f"{seconds:.3f}" if seconds < 1 else f"{seconds:.2f}"
+
+
+def yes(met: bool) -> str:
+    return "yes" if met else "**no**"

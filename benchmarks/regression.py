@@ -26,9 +26,12 @@ import numpy as np
 from harness import (
     HERE,
     Cell,
+    absence,
     least,
     machine,
     measure_floor,
+    r_absence,
+    r_versions,
     run_cell,
     run_process,
     write_data,
@@ -232,31 +235,12 @@ def _imports(repeats: int = 5) -> dict[str, float]:
 
 def _explain_absence(name: str) -> str | None:
     package = LIBRARIES[name].package
-    if name.startswith("R "):
-        if shutil.which("Rscript") is None:
-            return "R is not installed"
-        return (
-            None
-            if _r(f'cat("{package}" %in% rownames(installed.packages()))') == ("TRUE")
-            else f"R has no package {package}"
-        )
-    module = {"scikit-learn": "sklearn"}.get(package, package)
-    return None if importlib.util.find_spec(module) else f"{package} is not installed"
-
-
-def _r(code: str) -> str:
-    done = subprocess.run(
-        ["Rscript", "--vanilla", "-e", code], capture_output=True, text=True
-    )
-    return done.stdout.strip()
+    return r_absence(package) if name.startswith("R ") else absence(package)
 
 
 def _r_versions(libraries: Sequence[str]) -> dict[str, Any]:
     used = [LIBRARIES[name].package for name in libraries if name.startswith("R ")]
-    if not used:
-        return {}
-    found = {p: _r(f'cat(as.character(packageVersion("{p}")))') for p in used}
-    return {"r": _r("cat(R.version.string)"), "r_packages": found}
+    return r_versions(used) if used else {}
 
 
 def _write(found: dict[str, Any], out: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from harness import COLUMNS, LEVELS, Floor
+from harness import COLUMNS, LEVELS, Floor, digits, table, yes
 from libraries import LIBRARIES
 
 OURS = "deepstats"
@@ -134,7 +134,7 @@ def _times(cells: Cells, threads: int, kind: str) -> str:
         ratio = peer[1] / ours["cpu"] if ours and peer else None
         shown = "–" if ratio is None else f"{ratio:.2f} ({peer[0]})"
         rows.append([*_label(row), *times, shown, _bar(bar), _verdict(ratio, bar)])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _memory(cells: Cells) -> str:
@@ -151,10 +151,10 @@ def _memory(cells: Cells) -> str:
                 ours = cells.get(OURS, row, threads, kind)
                 share = ours["extra"] / design if ours else None
                 judged = share is not None and row[2] >= MEMORY_FROM
-                met = "–" if not judged else _yes(share <= MEMORY_BAR)
+                met = "–" if not judged else yes(share <= MEMORY_BAR)
                 percent = "–" if share is None else f"{share:.1%}"
                 rows.append([*_label(row), kind, threads, *shown, percent, met])
-    text = _table([*head, "share", "met"], rows)
+    text = table([*head, "share", "met"], rows)
     return (
         f"{text}\n\n`share` is deepstats' over the float64 design matrix of the task: "
         f"{_width('A')} columns in A, {_width('B')} in B, its dummies among them; the "
@@ -176,11 +176,11 @@ def _threads(cells: Cells) -> str:
             one, two = (cells.get(OURS, row, t, kind) for t in (first, last))
             if one and two:
                 ratio = one["wall"] / two["wall"]
-                met = _yes(two["wall"] <= NOISE * one["wall"])
+                met = yes(two["wall"] <= NOISE * one["wall"])
                 walls = [f"{one['wall']:.3f}", f"{two['wall']:.3f}", f"{ratio:.2f}"]
                 rows.append([*_label(row), kind, *walls, met])
     head = ["task", "design", "n", "kind", f"{first} thread", f"{last} threads"]
-    text = _table([*head, "speed-up", "met"], rows)
+    text = table([*head, "speed-up", "met"], rows)
     return (
         f"{text}\n\ndeepstats alone. Met when no slower than one thread, within "
         f"{NOISE - 1:.0%} of noise."
@@ -204,7 +204,7 @@ def _agreement(cells: Cells) -> str:
             )
         rows.append([TITLES[task], design, *shown])
     return (
-        _table(["task", "design", *map(_italic, peers)], rows)
+        table(["task", "design", *map(_italic, peers)], rows)
         + "\n\nLargest relative difference, over all sizes and slopes, of the "
         "coefficients / of the standard errors. A `!` marks more than "
         f"{COARSE['slopes']:g} or {COARSE['errors']:g}. Small-sample factors are set "
@@ -231,7 +231,7 @@ def _floor(cells: Cells, floor: Floor) -> str:
         "overlapped, the factor free. The floor is 2 passes for least squares "
         "(cross-products; meat), 3 for the others (two Newton steps from a subsample's "
         "estimates, the information at the end), one thread, the fit alone.\n\n"
-        + _table(head, rows)
+        + table(head, rows)
     )
 
 
@@ -242,7 +242,7 @@ def _small(found: Row) -> str:
         [name, *(f"{times[t]:.1f}" if t in times else "–" for t in tasks)]
         for name, times in small.items()
     ]
-    text = _table(["doctor visits, 4,406 x 7: ms of processor a call", *tasks], rows)
+    text = table(["doctor visits, 4,406 x 7: ms of processor a call", *tasks], rows)
     times = ", ".join(f"{name} {value:.2f}" for name, value in imports.items())
     return f"{text}\n\nImport, processor seconds: {times}."
 
@@ -275,11 +275,7 @@ def _italic(library: str) -> str:
 
 
 def _time(took: Row | None) -> str:
-    return "–" if took is None else f"{_digits(took['cpu'])} ({_digits(took['wall'])})"
-
-
-def _digits(seconds: float) -> str:
-    return f"{seconds:.3f}" if seconds < 1 else f"{seconds:.2f}"
+    return "–" if took is None else f"{digits(took['cpu'])} ({digits(took['wall'])})"
 
 
 def _difference(found: list[Row], key: str) -> str:
@@ -294,13 +290,4 @@ def _bar(bar: float | None) -> str:
 
 
 def _verdict(ratio: float | None, bar: float | None) -> str:
-    return "–" if ratio is None or bar is None else _yes(ratio >= bar)
-
-
-def _yes(met: bool) -> str:
-    return "yes" if met else "**no**"
-
-
-def _table(head: list[Any], rows: list[list[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return "–" if ratio is None or bar is None else yes(ratio >= bar)
