@@ -97,6 +97,9 @@ def caution(text: str, category: type[Warning]) -> None:
     """Warn at the line of the caller's own code, however deep in the package we are."""
     own = (__name__.partition(".")[0], "contextlib")  # contexts stand around fits
     level, frame = 2, sys._getframe(1)
-    while frame is not None and frame.f_globals["__name__"].partition(".")[0] in own:
+    while (
+        frame is not None
+        and frame.f_globals.get("__name__", "").partition(".")[0] in own
+    ):
         level, frame = level + 1, frame.f_back  # type: ignore[assignment]
     warnings.warn(text, category, stacklevel=level)

@@ -17,11 +17,31 @@ SHOWN = {  # what a notebook must print
         "-18415.14",  # Poisson
         "-12255.05",  # negative binomial
         "4 groups (other, midwest, northeast, west)",
+        "REML criterion  1743.63",  # the mixed model
+    ],
+    "mixed": [
+        "REML criterion  1743.63",
+        "p = 2.793e-10",  # the slope's variance, with the boundary mixture
+        "sd(Intercept)|sample   1.096   3.556",
+        "REML criterion  237733.83",
+        "1,128, largest difference 1.1e-06",  # lecturers, beside lme4
     ],
     "regression": ["-14468.26", "observed zeros: 683", "(0.0536)", "-0.656*"],
 }
 DRAWN = {
-    "demo": ["demo_output/coefplot.png"],
+    "demo": ["demo_output/coefplot.png", "demo_output/caterpillar.png"],
+    "mixed": [
+        f"demo_output/mixed_{name}.png"
+        for name in (
+            "subjects",
+            "caterpillar",
+            "zeta",
+            "prediction",
+            "panels",
+            "insteval",
+            "lecturers",
+        )
+    ],
     "regression": [
         f"demo_output/{name}.png"
         for name in ("counts", "wages", "quantiles", "beertax")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .blocks import apply, multiply, multiply_transposed
-from .dense import gram
+from .dense import gather, gram
 from .rest import Layout
 from .sparse import SparseLayout
 
@@ -68,6 +68,8 @@ class Dense(Coupling):
     def __init__(self, C: Tensor) -> None:
         self.C = C
         self.flat = C.reshape(-1, C.shape[2])
+        self._last: tuple[Tensor, Tensor] | None = None
+        self._scaled: Tensor | None = None  # Kept: fresh pages cost as much as this.
 
     @property
     def needs_full(self) -> bool:
@@ -77,8 +79,20 @@ class Dense(Coupling):
     def schur(self, W: Tensor) -> Tensor:
         """Return ``C' W C``, on and below the diagonal at least."""
         if len(W) == 1:
-            return gram(self.flat * W[0, 0].sqrt()[:, None])[None]
+            return self._gram(W[0, 0].sqrt())[None]
         return (self.flat.T @ apply(W, self.C).reshape(self.flat.shape))[None]
+
+    def _gram(self, scale: Tensor) -> Tensor:
+        """``C' diag(scale^2) C`` below the diagonal, zero above; the last is kept.
+
+        The gradient and the second derivatives of one point ask for the same.
+        """
+        if self._last is None or not torch.equal(self._last[0], scale):
+            if self._scaled is None:
+                self._scaled = torch.empty_like(self.flat)
+            torch.mul(self.flat, scale[:, None], out=self._scaled)
+            self._last = scale, gram(self._scaled).tril_()
+        return self._last[1]
 
     def quadratic(self, inner: Tensor) -> Tensor:
         """Return ``C_i inner C_i'``."""
@@ -94,8 +108,8 @@ class Dense(Coupling):
         """Return ``sum_i F_i' C_i inner C_i' F_i``."""
         if len(F) > 1:
             return super().trace(inner, F)
-        product = gram(self.flat * F[0, 0][:, None])
-        twice = 2 * torch.vdot(product.tril_().view(-1), inner[0].reshape(-1))
+        product = self._gram(F[0, 0].abs())
+        twice = 2 * torch.vdot(product.view(-1), inner[0].reshape(-1))
         return (twice - product.diagonal() @ inner[0].diagonal()).view(1, 1)
 
     def times(self, V: Tensor) -> Tensor:
@@ -104,7 +118,7 @@ class Dense(Coupling):
 
     def transposed(self, V: Tensor) -> Tensor:
         """Return ``C' V``."""
-        return self.flat.T @ V.reshape(-1, V.shape[2])
+        return gather(self.flat, V.reshape(len(self.flat), V.shape[2]))
 
     def norms(self, at: slice) -> float:
         """Sum of squares of some columns."""

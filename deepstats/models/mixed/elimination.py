@@ -356,7 +356,8 @@ class Factorisation:
         X = stage.XY[:, :, : K.shape[0] - q]
         FX = apply(f * f, X)
         T = torch.empty_like(K)
-        T[:q, :q] = mirror(stage.C.schur(f * f)[0])
+        T[:q, :q] = stage.C.schur(f * f)[0]
+        mirror(T[:q, :q])
         T[:q, q:] = stage.C.transposed(FX)
         T[q:, :q] = T[:q, q:].T
         T[q:, q:] = X[0].T @ FX[0]

@@ -15,6 +15,7 @@ from .criterion import Criterion, Point
 from .elimination import Factorisation
 from .information import Curvature
 from .products import Products
+from .rest import Rest
 from .search import Found, minimise
 from .structure import Structure
 
@@ -148,6 +149,8 @@ class Fitted:
         """The inverse of Henderson's equations, for variances of rows."""
         from .rowvariance import Inverse
 
+        if not isinstance(self.factorisation.rest, Rest):
+            self.factorisation.rest.inverse(True)  # Says why there is none.
         return Inverse(self.factorisation)
 
     def by_term(self, parts: list[np.ndarray]) -> list[np.ndarray]:
