@@ -77,6 +77,26 @@ def test_route_follows_size_and_condition(rng):
         assert least_squares(design, CPU).method == method
 
 
+def test_easy_problems_with_many_rows_take_one_pass(rng, monkeypatch):
+    n = 4000
+    data = pd.DataFrame(rng.normal(size=(n, 3)), columns=["x", "z", "y"])
+    data["w"] = rng.uniform(0.5, 2, n)
+    monkeypatch.setattr(leastsquares, "_EASY_ELEMENTS", 0)
+    easy = least_squares(
+        Design.build("y ~ x + z + x:z", data, weights="w"), CPU, extended=False
+    )
+    assert easy.method == "cross-products"
+    params, inverse, ssr = by_numpy(Design.build("y ~ x + z + x:z", data, weights="w"))
+    np.testing.assert_allclose(easy.params, params, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(easy.inverse, inverse, rtol=1e-12)
+    assert easy.ssr == pytest.approx(ssr, rel=1e-12)
+    # A response far from zero, or nearly explained, has its residuals looked at.
+    for y in (data["y"] + 100, data["x"] + 1e-2 * data["y"]):
+        design = Design.build("y ~ x + z", data.assign(y=y))
+        found = least_squares(design, CPU, extended=False)
+        assert found.method == "cross-products, refined"
+
+
 def test_cholesky_route_for_large_and_ill_conditioned_data(rng, monkeypatch):
     monkeypatch.setattr(leastsquares, "_EXTENDED_FLOPS", 1e4)
     monkeypatch.setattr(leastsquares, "_EXTENDED_ALWAYS", 1e3)

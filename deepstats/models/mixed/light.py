@@ -27,6 +27,8 @@ __all__ = ["DenseCriterion", "OneFactorCriterion", "light"]
 
 # Measured: from here on the elimination is quicker than one dense factor.
 _MOST_EFFECTS = 120
+# Below this standardised standard deviation dividing by it would lose digits.
+_SMALL = 0.03
 
 
 def light(criterion: Criterion) -> Criterion | LightCriterion:
@@ -104,7 +106,7 @@ class LightPoint:
     roots: list[np.ndarray]
     state: tuple | None
     criterion: LightCriterion
-    inner: np.ndarray | None = None
+    unscaled: np.ndarray | None = None
 
     @property
     def structure(self) -> Structure:
@@ -228,9 +230,29 @@ class DenseCriterion(LightCriterion):
     def _traces(self, point: LightPoint) -> list[np.ndarray]:
         size = self.d if self.reml else self.q
         inner = _inverse_from(point.state[0], size)
-        K = self._both(point.roots, inner)
+        point.unscaled = inner
+        if all(_is_regular(root) for root in point.roots):
+            return [
+                self._regular_trace(inner, root, j)
+                for j, root in enumerate(point.roots)
+            ]
+        return self._singular_traces(point)
+
+    def _regular_trace(self, inner: np.ndarray, root: np.ndarray, j: int) -> np.ndarray:
+        """``L^-T (m I - sum of the inverse's blocks) L^-1``."""
+        f, at = self.structure.factors[j], self.at[j]
+        if f.k == 1:
+            taken = inner.diagonal()[at].sum()
+            return (f.m - taken).reshape(1, 1) / root[0, 0] ** 2
+        taken = np.einsum("iaib->ab", self._by_level(inner[at, at], j))
+        back = np.linalg.inv(root)
+        return back.T @ (f.m * np.eye(f.k) - taken) @ back
+
+    def _singular_traces(self, point: LightPoint) -> list[np.ndarray]:
+        """Find the traces without a division by a variance."""
+        size = len(point.unscaled)
         A = self.A[: self.q, :size]
-        point.inner = AK = A @ K
+        AK = A @ self._both(point.roots, point.unscaled)
         out = []
         for own, at, f in zip(self.own, self.at, self.structure.factors, strict=True):
             one = AK[at].reshape(f.m, f.k, -1)
@@ -242,7 +264,8 @@ class DenseCriterion(LightCriterion):
         self, point: LightPoint, directions: list[tuple[int, np.ndarray]]
     ) -> np.ndarray:
         A, q = self.A, self.q
-        H = A[:q, :q] - point.inner @ A[:q, : point.inner.shape[1]].T
+        AK = A[:q, : len(point.unscaled)] @ self._both(point.roots, point.unscaled)
+        H = A[:q, :q] - AK @ A[:q, : len(point.unscaled)].T
         moved = []
         for j, D in directions:
             columns = H[:, self.at[j]]
@@ -382,6 +405,14 @@ class OneFactorCriterion(LightCriterion):
         cross = flat.T @ FX.reshape(self.k * self.m, -1)
         gram = flat.T @ _apply(H, u).reshape(flat.shape)
         return gram - cross @ self._cov_x(point) @ cross.T
+
+
+def _is_regular(root: np.ndarray) -> bool:
+    """Whether dividing by a factor of V keeps the digits."""
+    d = root.diagonal()
+    if np.abs(d).min() <= _SMALL:
+        return False
+    return len(root) == 1 or float(np.abs(np.linalg.inv(root)).max()) < 1 / _SMALL
 
 
 def _inverse_from(L: np.ndarray, size: int) -> np.ndarray:

@@ -30,7 +30,7 @@ from .fitted import Fitted
 from .products import Products, cross_products
 from .results import MixedResults
 from .search import determined, minimise, starting
-from .structure import Structure
+from .structure import Structure, kind_of
 
 __all__ = ["LinearMixed"]
 
@@ -123,7 +123,9 @@ class LinearMixed(RegressionModel):
                     "of their variances is determined. Leave one of them out."
                 )
         for random in design.random:
-            levels, q = len(random.grouping), len(random.grouping) * random.Z.k
+            levels = len(random.grouping)
+            # Uncorrelated effects are terms of their own, as in lme4.
+            q = levels * (random.Z.k if kind_of(random) == "us" else 1)
             text = random.term.text or str(random.term)
             if self.sigma is None and levels >= design.n:
                 raise DesignError(

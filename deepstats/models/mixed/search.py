@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.linalg import lapack
 
 from .coupling import Coupling
 from .criterion import Criterion, Point
@@ -159,7 +160,10 @@ def minimise(
     found = newton(quick, start, maxiter, tol)
     if quick is criterion:
         return found
-    return replace(found, point=criterion(found.point.x))
+    point = criterion(found.point.x)
+    # Known already: cached properties of the point are not computed again.
+    vars(point).update(modes=found.point.modes, slopes=found.point.slopes)
+    return replace(found, point=point)
 
 
 def newton(
@@ -245,8 +249,13 @@ def _step(
     The quadratic model is minimised over what the bounds allow, by an active set: the
     unbounded step, cut off at the bounds, can point uphill.
     """
-    x, g, H = point.x, point.gradient, _definite(H)
+    x, g = point.x, point.gradient
     room = lower - x
+    if (room < 0).all():
+        s = _solved(H, g)
+        if (s >= room).all():
+            return -s, float(np.sqrt(max(-(s @ g), 0.0)))
+    H = _definite(H)
     held = (room >= 0) & (g >= 0)
     s = np.zeros_like(x)
     for _ in range(4 * len(x) + 4):
@@ -269,6 +278,16 @@ def _step(
             break
         held[worst] = False
     return -s, float(np.sqrt(max(-(s @ g), 0.0)))
+
+
+def _solved(H: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """``-|H|^-1 g``; see `_definite`."""
+    d = np.sqrt(np.maximum(np.abs(H.diagonal()), 1e-300))
+    scaled = H / d[:, None] / d
+    factor, info = lapack.dpotrf(scaled, lower=1)
+    if not info and factor.diagonal().min() > 1e-3:
+        return -lapack.dpotrs(factor, g / d, lower=1)[0].ravel() / d
+    return -np.linalg.solve(_definite(H), g)
 
 
 def _definite(H: np.ndarray) -> np.ndarray:

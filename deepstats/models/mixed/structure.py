@@ -23,7 +23,7 @@ from ...design import RandomTerm
 from ...errors import ModelError
 from ...matrix import ModelMatrix
 
-__all__ = ["Factor", "Structure", "Term"]
+__all__ = ["Factor", "Structure", "Term", "kind_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +168,7 @@ class Structure:
             factors.append(Factor(first.name, first.levels, first.codes, matrices))
         terms, start = [], 0
         for j, term in enumerate(random):
-            kind, k = _kind(term), term.Z.k
+            kind, k = kind_of(term), term.Z.k
             size = k if kind == "diag" else k * (k + 1) // 2
             terms.append(
                 Term(term.term.text or str(term.term), term.Z.names, kind, *places[j],
@@ -283,7 +283,14 @@ class Structure:
         return out
 
 
-def _kind(random: RandomTerm) -> str:
+def kind_of(random: RandomTerm) -> str:
+    """Return "us" for correlated and "diag" for uncorrelated effects.
+
+    Raises
+    ------
+    ModelError
+        For a covariance structure that linear mixed models here do not have.
+    """
     structure = random.term.structure
     if structure not in ("us", "diag"):
         raise ModelError(
