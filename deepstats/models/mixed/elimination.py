@@ -331,21 +331,24 @@ class Factorisation:
                 out[j] = self._trace_near_zero(number, inner, with_x)
         return out
 
-    def squared_traces(self, with_x: bool) -> np.ndarray | None:
-        """``||Z_a'PZ_b||^2`` of every two factors of scalar effects; else None.
+    def squared_traces(self, with_x: bool, wanted: set[int]) -> np.ndarray | None:
+        """``||Z_a'PZ_b||^2`` of every two wanted factors of scalar effects; else None.
 
         With K the inverse of the rest (and X), ``Z_r'PZ_s = V^-1 - V^-1 K V^-1``, and
         for the stage ``Z_1'PZ_r = F C K_r / v_r``: one product of dense matrices gives
-        all. None for vectors of effects, chains, components, and a variance near zero.
+        all. None for vectors of effects, chains, components, and where the variance of
+        a wanted factor is near zero.
         """
         products, roots = self.products, self.roots
         v = [float(root[0, 0]) ** 2 for root in roots]
-        below = products.rest_factors
+        below = [
+            (number, j) for number, j in enumerate(products.rest_factors) if j in wanted
+        ]
         if (
             any(len(root) > 1 for root in roots)
             or len(self.stages) > 1
             or not (below and isinstance(self.rest, Rest) and products.layout.whole)
-            or min(v[j] for j in below) <= _SMALL**2
+            or min(v[j] for _, j in below) <= _SMALL**2
         ):
             return None
         (stage,), q = self.stages, products.q
@@ -363,17 +366,17 @@ class Factorisation:
         T[q:, q:] = X[0].T @ FX[0]
         TK = product(T, K)
         size = len(roots)
-        out = np.empty((size, size))
+        out = np.full((size, size), np.nan)
         (first,) = products.stage_factors
         mixed = self._trace_through_rest(stage, inner, f * h.sqrt(), with_x)
         out[first, first] = float(
             (h**2).sum() - 2 * mixed.sum() + torch.vdot(TK.T.reshape(-1), TK.view(-1))
         )
         squares = (TK * K).sum(0)
-        for one, i in enumerate(below):
+        for one, i in below:
             rows = products.rest_at(one)
             out[first, i] = out[i, first] = float(squares[rows].sum()) / v[i] ** 2
-            for two, j in enumerate(below):
+            for two, j in below:
                 block = K[rows, products.rest_at(two)] / (v[i] * v[j])
                 if i == j:
                     block.diagonal().sub_(1 / v[i])

@@ -14,6 +14,7 @@ from ...errors import ConvergenceWarning, caution
 from .criterion import Criterion, Point
 from .elimination import Factorisation
 from .information import Curvature
+from .light import LazyPoint
 from .products import Products
 from .rest import Rest
 from .search import Found, minimise
@@ -105,11 +106,15 @@ class Fitted:
     @property
     def beta(self) -> np.ndarray:
         """Fixed effects."""
+        if isinstance(self.point, LazyPoint):
+            return self.point.light.beta
         return self.factorisation.beta.cpu().numpy()
 
     @cached_property
     def cov_beta(self) -> np.ndarray:
         """Covariance of the fixed effects."""
+        if isinstance(self.point, LazyPoint):
+            return self.sigma**2 * self.point.light.cov_beta
         return self.sigma**2 * self.factorisation.cov_beta.cpu().numpy()
 
     @cached_property

@@ -23,6 +23,7 @@ import torch
 from .blocks import apply, multiply
 from .criterion import Point
 from .elimination import Factorisation, factorise, identity_plus_minus
+from .light import DenseCriterion, LazyPoint, LightPoint
 from .products import Products
 from .search import _triangle
 from .structure import Structure
@@ -64,7 +65,13 @@ class Curvature:
     @property
     def products(self) -> Products:
         """Cross-products of the data."""
-        return self.factorisation.products
+        return self.point.criterion.products
+
+    @cached_property
+    def _dense(self) -> LightPoint | None:
+        """The point in one dense matrix, where it was found so."""
+        light = self.point.light if isinstance(self.point, LazyPoint) else None
+        return light if light and isinstance(light.criterion, DenseCriterion) else None
 
     @property
     def structure(self) -> Structure:
@@ -133,6 +140,8 @@ class Curvature:
     @cached_property
     def _weights(self) -> tuple[list[np.ndarray], np.ndarray]:
         """The same for the orthonormal columns."""
+        if self._dense is not None:
+            return self._dense.criterion.weights(self._dense)
         products, device = self.products, self.products.G.device
         if self._one:
             return self._weights_of_one()
@@ -211,7 +220,7 @@ class Curvature:
     @property
     def _one(self) -> bool:
         """Whether all is level by level."""
-        return len(self.structure.factors) == 1
+        return self._dense is None and len(self.structure.factors) == 1
 
     @property
     def _few(self) -> bool:
@@ -227,6 +236,8 @@ class Curvature:
     @cached_property
     def _whole(self) -> np.ndarray:
         """``Z'PZ`` of few effects, by factor and in it by column and level."""
+        if self._dense is not None:
+            return self._dense.criterion.whole(self._dense)
         factors = self.structure.factors
         eye = np.eye(sum(f.q for f in factors))
         return self._project(
@@ -260,9 +271,9 @@ class Curvature:
             return self._closed(directions)
         if self._few:
             return self._written_down(directions)
-        squared = self.factorisation.squared_traces(self.reml)
+        at = [j for j, _ in directions]
+        squared = self.factorisation.squared_traces(self.reml, set(at))
         if squared is not None:
-            at = [j for j, _ in directions]
             scale = np.array([D[0, 0] for _, D in directions])
             return squared[np.ix_(at, at)] * scale[:, None] * scale
         return self._differences(directions)
@@ -378,7 +389,7 @@ class Curvature:
         if criterion.sigma is not None:
             return inner
         cross = self.slopes(directions)
-        last = np.array([[self.factorisation.rss / self.point.variance]])
+        last = np.array([[float(criterion.df)]])
         return np.block([[inner, cross[:, None]], [cross[None], last]])
 
     @cached_property

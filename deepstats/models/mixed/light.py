@@ -19,14 +19,14 @@ import numpy as np
 from scipy.linalg import lapack
 
 from .coupling import Dense, Pairs
-from .criterion import Criterion
+from .criterion import Criterion, Point
+from .elimination import Factorisation
 from .products import Products
+from .small import MOST_EFFECTS, small_of
 from .structure import Structure
 
-__all__ = ["DenseCriterion", "OneFactorCriterion", "light"]
+__all__ = ["DenseCriterion", "LazyPoint", "OneFactorCriterion", "light"]
 
-# Measured: from here on the elimination is quicker than one dense factor.
-_MOST_EFFECTS = 120
 # Below this standardised standard deviation dividing by it would lose digits.
 _SMALL = 0.03
 
@@ -37,7 +37,7 @@ def light(criterion: Criterion) -> Criterion | LightCriterion:
     if not products.G.is_cpu:
         return criterion
     factors = products.structure.factors
-    if sum(f.q for f in factors) + products.p <= _MOST_EFFECTS:
+    if sum(f.q for f in factors) + products.p <= MOST_EFFECTS:
         return DenseCriterion(criterion)
     if len(factors) == 1 and factors[0].k <= 4:
         return OneFactorCriterion(criterion)
@@ -78,6 +78,10 @@ class LightCriterion(ABC):
         """Log-determinants of random and fixed effects, y'Py, and what follows."""
 
     @abstractmethod
+    def _corner(self, point: LightPoint) -> np.ndarray:
+        """Cholesky factor of fixed effects and response, net of the random ones."""
+
+    @abstractmethod
     def _modes(self, point: LightPoint) -> list[np.ndarray]:
         """``Z'Py`` by factor; each (K, m)."""
 
@@ -112,6 +116,30 @@ class LightPoint:
     def structure(self) -> Structure:
         """The random effects."""
         return self.criterion.structure
+
+    @property
+    def rss(self) -> float:
+        """Penalised residual sum of squares."""
+        return float(self.criterion._corner(self)[-1, -1] ** 2)
+
+    @property
+    def beta(self) -> np.ndarray:
+        """Fixed effects of the columns of the design."""
+        products = self.criterion.products
+        corner = self.criterion._corner(self)
+        p = len(corner) - 1
+        own, _ = lapack.dtrtrs(
+            np.asfortranarray(corner[:p, :p]), corner[p, :p], lower=1, trans=1
+        )
+        return products.center.numpy() + products.R.numpy() @ own.ravel()
+
+    @property
+    def cov_beta(self) -> np.ndarray:
+        """``(X'Sigma^-1 X)^-1`` of the columns of the design."""
+        corner, R = self.criterion._corner(self), self.criterion.products.R.numpy()
+        p = len(R)
+        half, _ = lapack.dtrtrs(np.asfortranarray(corner[:p, :p]), R.T, lower=1)
+        return half.T @ half
 
     @cached_property
     def modes(self) -> list[np.ndarray]:
@@ -181,7 +209,8 @@ class DenseCriterion(LightCriterion):
         edges = np.cumsum([0, *(f.q for f in factors)]).tolist()
         self.at = [slice(a, b) for a, b in pairwise(edges)]
         self.q, self.d = edges[-1], edges[-1] + p
-        self.A = _assemble(self.products, edges)
+        small = small_of(self.products)
+        self.A = _assemble(self.products, edges) if small is None else small.A
         self.own = [
             np.einsum("iaib->ab", self._by_level(self.A[at, at], j))
             for j, at in enumerate(self.at)
@@ -216,6 +245,41 @@ class DenseCriterion(LightCriterion):
         rss = float(L[-1, -1] ** 2)
         return 2 * logs[: self.q].sum(), 2 * logs[self.q :].sum(), rss, (L,)
 
+    def _corner(self, point: LightPoint) -> np.ndarray:
+        return point.state[0][self.q :, self.q :]
+
+    def weights(self, point: LightPoint) -> tuple[list[np.ndarray], np.ndarray]:
+        """``Z'Sigma^-1 X C`` by factor, (K, m, p), and ``C = (X'Sigma^-1 X)^-1``.
+
+        Of the orthonormal columns; see `information.Curvature.weights`.
+        """
+        q, d = self.q, self.d
+        L = np.asfortranarray(point.state[0][:d, :d])
+        unit = np.zeros((d, d - q))
+        unit[q:] = np.eye(d - q)
+        half, _ = lapack.dtrtrs(L, unit, lower=1)
+        back, _ = lapack.dtrtrs(L, half, lower=1, trans=1)
+        solution = self._rows(point.roots, back)
+        found = self.A[:q, :d] @ solution
+        parts = [
+            found[at].reshape(f.m, f.k, -1).transpose(1, 0, 2)
+            for at, f in zip(self.at, self.structure.factors, strict=True)
+        ]
+        return parts, solution[q:]
+
+    def whole(self, point: LightPoint) -> np.ndarray:
+        """``Z'PZ``, factor by factor, in them by effect and level."""
+        d, q = self.d, self.q
+        known = len(point.unscaled) == d if point.unscaled is not None else False
+        inner = point.unscaled if known else _inverse_from(point.state[0], d)
+        A = self.A[:q, :d]
+        H = self.A[:q, :q] - A @ self._both(point.roots, inner) @ A.T
+        order = np.concatenate([
+            (at.start + f.k * np.arange(f.m)[None] + np.arange(f.k)[:, None]).ravel()
+            for at, f in zip(self.at, self.structure.factors, strict=True)
+        ])  # fmt: skip
+        return H[order[:, None], order]
+
     def _modes(self, point: LightPoint) -> list[np.ndarray]:
         (L,), d = point.state, self.d
         inner = np.asfortranarray(L[:d, :d])
@@ -231,21 +295,18 @@ class DenseCriterion(LightCriterion):
         size = self.d if self.reml else self.q
         inner = _inverse_from(point.state[0], size)
         point.unscaled = inner
-        if all(_is_regular(root) for root in point.roots):
-            return [
-                self._regular_trace(inner, root, j)
-                for j, root in enumerate(point.roots)
-            ]
-        return self._singular_traces(point)
+        backs = [_regular_inverse(root) for root in point.roots]
+        if any(back is None for back in backs):
+            return self._singular_traces(point)
+        return [self._regular_trace(inner, back, j) for j, back in enumerate(backs)]
 
-    def _regular_trace(self, inner: np.ndarray, root: np.ndarray, j: int) -> np.ndarray:
+    def _regular_trace(self, inner: np.ndarray, back: np.ndarray, j: int) -> np.ndarray:
         """``L^-T (m I - sum of the inverse's blocks) L^-1``."""
         f, at = self.structure.factors[j], self.at[j]
         if f.k == 1:
             taken = inner.diagonal()[at].sum()
-            return (f.m - taken).reshape(1, 1) / root[0, 0] ** 2
+            return (f.m - taken) * back**2
         taken = np.einsum("iaib->ab", self._by_level(inner[at, at], j))
-        back = np.linalg.inv(root)
         return back.T @ (f.m * np.eye(f.k) - taken) @ back
 
     def _singular_traces(self, point: LightPoint) -> list[np.ndarray]:
@@ -344,6 +405,9 @@ class OneFactorCriterion(LightCriterion):
         logdet_x = 2 * np.log(L.diagonal()[:-1]).sum()
         return logdet, logdet_x, float(L[-1, -1] ** 2), (W, L)
 
+    def _corner(self, point: LightPoint) -> np.ndarray:
+        return point.state[1]
+
     def _modes(self, point: LightPoint) -> list[np.ndarray]:
         L = point.state[1]
         p = len(L) - 1
@@ -407,19 +471,21 @@ class OneFactorCriterion(LightCriterion):
         return gram - cross @ self._cov_x(point) @ cross.T
 
 
-def _is_regular(root: np.ndarray) -> bool:
-    """Whether dividing by a factor of V keeps the digits."""
-    d = root.diagonal()
-    if np.abs(d).min() <= _SMALL:
-        return False
-    return len(root) == 1 or float(np.abs(np.linalg.inv(root)).max()) < 1 / _SMALL
+def _regular_inverse(root: np.ndarray) -> np.ndarray | None:
+    """Inverse of a factor of V; None where dividing by it would lose digits."""
+    if np.abs(root.diagonal()).min() <= _SMALL:
+        return None
+    back = np.linalg.inv(root) if len(root) > 1 else 1 / root
+    return back if np.abs(back).max() < 1 / _SMALL else None
 
 
 def _inverse_from(L: np.ndarray, size: int) -> np.ndarray:
     """Inverse of the leading part of a matrix by its Cholesky factor."""
     inner, _ = lapack.dpotri(np.asfortranarray(L[:size, :size]), lower=1)
-    inner = np.tril(inner)
-    return inner + np.tril(inner, -1).T
+    # LAPACK fills the lower triangle; above it the factor has zeros.
+    inner = inner + inner.T
+    inner.flat[:: size + 1] /= 2
+    return inner
 
 
 def _congruence(L: np.ndarray, A: np.ndarray) -> np.ndarray:
@@ -455,3 +521,36 @@ def _inverse(A: np.ndarray) -> tuple[np.ndarray, float]:
         A[j], A[:, j] = row, -column / pivot
         A[j, j] = 1 / pivot
     return A, float(logdet)
+
+
+class LazyPoint(Point):
+    """An optimum found by a light criterion; its equations are factorised on demand.
+
+    Attributes
+    ----------
+    light : LightPoint
+    """
+
+    def __init__(self, light: LightPoint, criterion: Criterion) -> None:
+        vars(self).update(
+            x=light.x, value=light.value, light=light, criterion=criterion,
+            modes=light.modes, slopes=light.slopes,
+        )  # fmt: skip
+
+    @cached_property
+    def factorisation(self) -> Factorisation:
+        """The equations at the optimum."""
+        found = self.criterion(self.x).factorisation
+        if found is None:
+            raise ArithmeticError("the model's equations are singular.")
+        return found
+
+    @property
+    def variance(self) -> float:
+        """Residual variance."""
+        return self.light.variance
+
+    @property
+    def structure(self) -> Structure:
+        """The random effects."""
+        return self.light.structure

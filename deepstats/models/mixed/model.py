@@ -30,6 +30,7 @@ from .fitted import Fitted
 from .products import Products, cross_products
 from .results import MixedResults
 from .search import determined, minimise, starting
+from .small import is_small, small_fixed, small_products
 from .structure import Structure, kind_of
 
 __all__ = ["LinearMixed"]
@@ -146,7 +147,11 @@ class LinearMixed(RegressionModel):
     def prepare(self) -> tuple[Structure, Products]:
         """Return the random effects and all cross-products; rows are read once."""
         if self._prepared is None:
-            fixed = least_squares(self.design, self.compute, extended=False)
+            few = small_fixed(self.design, self.compute) if self._is_small() else None
+            if few is None:
+                fixed = least_squares(self.design, self.compute, extended=False)
+            else:
+                fixed, rows = few
             names = self.design.X.names
             if len(fixed.kept) < len(names):
                 gone = [n for j, n in enumerate(names) if j not in fixed.kept]
@@ -161,10 +166,18 @@ class LinearMixed(RegressionModel):
                 )
             grams = [self._gram(r) for r in self.design.random]
             structure = Structure.build(self.design.random, grams)
-            products = cross_products(self.design, structure, fixed, self.compute)
+            if few is None:
+                products = cross_products(self.design, structure, fixed, self.compute)
+            else:
+                products = small_products(
+                    self.design, structure, fixed, rows, self.compute
+                )
             _check_determined(structure, products)
             self._prepared = structure, products
         return self._prepared
+
+    def _is_small(self) -> bool:
+        return is_small(self.design, self.compute)
 
     def _check_scale(self, fixed: LeastSquares) -> None:
         """Refuse numbers whose squares are beyond float64."""

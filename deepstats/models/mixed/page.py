@@ -81,7 +81,7 @@ def tidy_frame(results: MixedResults, conf_level: float = 0.95) -> pd.DataFrame:
     )
     half = results._quantile(1 - conf_level)
     found = np.full((7, len(columns)), np.nan)
-    estimate = results.params.to_numpy()
+    estimate = results.mixed.beta
     found[0, at], found[1, at] = estimate, np.sqrt(np.diag(results._cov))
     with np.errstate(divide="ignore", invalid="ignore"):
         found[2] = found[0] / found[1]
@@ -91,10 +91,10 @@ def tidy_frame(results: MixedResults, conf_level: float = 0.95) -> pd.DataFrame:
                     else special.ndtr(-tail))  # fmt: skip
     found[5, at] = estimate - half * found[1, at]
     found[6, at] = estimate + half * found[1, at]
-    frame = pd.DataFrame(found.T, columns=list(_TIDY))
-    frame.insert(0, "term", columns)
-    frame["component"] = ""
-    return frame
+    return pd.DataFrame(
+        {"term": columns, **dict(zip(_TIDY, found, strict=True)),
+         "component": [""] * len(columns)}
+    )  # fmt: skip
 
 
 def scaled_residuals(results: MixedResults) -> np.ndarray:

@@ -222,7 +222,11 @@ class Products:
 
 
 def cross_products(
-    design: Design, structure: Structure, fixed: LeastSquares, compute: Compute
+    design: Design,
+    structure: Structure,
+    fixed: LeastSquares,
+    compute: Compute,
+    R: Tensor | None = None,
 ) -> Products:
     """Pass over the rows once.
 
@@ -234,8 +238,10 @@ def cross_products(
     fixed : LeastSquares
         The least-squares fit without random effects.
     compute : Compute
+    R : Tensor, optional
+        A triangle that makes the fixed effects orthonormal, where one is known.
     """
-    return _Pass(design, structure, fixed, compute).run()
+    return _Pass(design, structure, fixed, compute, R).run()
 
 
 class _Pass:
@@ -243,11 +249,12 @@ class _Pass:
 
     def __init__(
         self, design: Design, structure: Structure, fixed: LeastSquares,
-        compute: Compute,
+        compute: Compute, R: Tensor | None,
     ) -> None:  # fmt: skip
         self.design, self.structure, self.compute = design, structure, compute
         device = compute.device
-        self.R = torch.linalg.cholesky(fixed.inverse).to(device)
+        self.orthonormal = R is not None
+        self.R = (torch.linalg.cholesky(fixed.inverse) if R is None else R).to(device)
         self.center = fixed.params.to(device)
         self.p = len(fixed.params)
         self.codes = [
@@ -363,7 +370,8 @@ class _Pass:
         }
         self.G = self.zeros(self.p + 1, self.p + 1)
         self._rows()
-        self._orthonormalise()
+        if not self.orthonormal:
+            self._orthonormalise()
         XY = [x.transpose(1, 2).contiguous() for x in self.XY]
         stages = []
         for a, i in enumerate(self.chain):

@@ -212,15 +212,14 @@ class MixedResults(Results):
     @cached_property
     def df_coefficients(self) -> pd.Series:
         """Degrees of freedom of each coefficient's t."""
-        from .degrees import coefficient_df
+        return pd.Series(self.df_inference, self.names, name="df")
 
-        values = coefficient_df(self)
-        return pd.Series(values, self.names, name="df")
-
-    @property
+    @cached_property
     def df_inference(self) -> Any:
         """Degrees of freedom, one for each coefficient."""
-        return self.df_coefficients.to_numpy()
+        from .degrees import coefficient_df
+
+        return coefficient_df(self)
 
     def _quantile(self, alpha: float) -> Any:
         from scipy import special

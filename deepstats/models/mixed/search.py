@@ -10,8 +10,9 @@ from scipy.linalg import lapack
 
 from .coupling import Coupling
 from .criterion import Criterion, Point
-from .light import LightCriterion, LightPoint, light
+from .light import LazyPoint, LightCriterion, LightPoint, light
 from .products import Products, Vector
+from .small import small_of
 from .sparse import SparseLayout
 
 __all__ = ["Found", "determined", "minimise", "moments"]
@@ -61,6 +62,8 @@ def moments(products: Products) -> np.ndarray:
     """
     factors, p = products.structure.factors, products.p
     k, df = len(factors), products.n - p
+    if (small := small_of(products)) is not None:
+        return _solve_moments(*small.moments(df), df)
     XY = products.by_factor(_all_fixed(products))
     onto = [x[:, :, :p] for x in XY]
     e = [x[:, :, p] for x in XY]
@@ -80,6 +83,12 @@ def moments(products: Products) -> np.ndarray:
             crossed = float((found * onto[i]).sum())
             A[i, j] = norms[i, j] - 2 * crossed + float((grams[i] * grams[j]).sum())
     A[k, k], c[k] = df, float(products.G[-1, -1])
+    return _solve_moments(A, c, df)
+
+
+def _solve_moments(A: np.ndarray, c: np.ndarray, df: int) -> np.ndarray:
+    """Relative variances of the equations of the method of moments."""
+    k = len(c) - 1
     scale = 1 / np.sqrt(np.diag(A).clip(1e-300))
     solved = np.linalg.lstsq(A * scale[:, None] * scale, c * scale, rcond=1e-10)[0]
     v = solved * scale
@@ -89,6 +98,8 @@ def moments(products: Products) -> np.ndarray:
 
 def determined(products: Products) -> list[int]:
     """Factors whose effects the fixed effects already span: ``Z'PZ`` is zero."""
+    if (small := small_of(products)) is not None:
+        return np.flatnonzero(small.unexplained() <= 1e-10).tolist()
     p, total = products.p, _traces(products)
     out = []
     for j, part in enumerate(products.by_factor(_all_fixed(products))):
@@ -154,16 +165,15 @@ def minimise(
     criterion: Criterion, start: np.ndarray, maxiter: int = 100, tol: float = 1e-6
 ) -> Found:
     """Find the optimum, by the quickest form of the criterion; see `newton`."""
+    quick = light(criterion)
+    if quick is not criterion:
+        found = newton(quick, start, maxiter, tol)
+        if np.isfinite(found.point.value):
+            return replace(found, point=LazyPoint(found.point, criterion))
+        return replace(found, point=criterion(found.point.x))
     if isinstance(criterion.products.layout, SparseLayout):
         start = newton(replace(criterion, exact=False), start, 8, 0.3).point.x
-    quick = light(criterion)
-    found = newton(quick, start, maxiter, tol)
-    if quick is criterion:
-        return found
-    point = criterion(found.point.x)
-    # Known already: cached properties of the point are not computed again.
-    vars(point).update(modes=found.point.modes, slopes=found.point.slopes)
-    return replace(found, point=point)
+    return newton(criterion, start, maxiter, tol)
 
 
 def newton(

@@ -1,0 +1,234 @@
+"""Cross-products of small models as one matrix, made by NumPy in a few calls.
+
+A model of a few hundred rows is fitted in the time that bookkeeping takes. Here all its
+columns stand side by side and one product gives all that the search needs; the
+`Products` that everything else uses are made, in the same basis, when they are asked
+for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.linalg import lapack
+
+from ...compute import Compute
+from ...design import Design
+from ...leastsquares import LeastSquares
+from .products import Products, cross_products
+from .structure import Structure
+
+__all__ = [
+    "Small",
+    "SmallProducts",
+    "is_small",
+    "small_fixed",
+    "small_of",
+    "small_products",
+]
+
+#: Measured: from here on the elimination is quicker than one dense factor.
+MOST_EFFECTS = 120
+_MOST_NUMBERS = 200_000
+# Columns less of their own than this are left to the route that finds aliases.
+_OWN = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Small:
+    """All cross-products of a small model.
+
+    Attributes
+    ----------
+    A : ndarray, shape (q + p + 1, q + p + 1)
+        Of random effects (factor by factor, level by level), fixed effects and
+        response.
+    edges : list of int
+        Where each factor begins, and q.
+    """
+
+    A: np.ndarray
+    edges: list[int]
+
+    def moments(self, df: int) -> tuple[np.ndarray, np.ndarray]:
+        """Equations of the method of moments; see `search.moments`.
+
+        Returns
+        -------
+        A : ndarray, shape (factors + 1, factors + 1)
+        c : ndarray, shape (factors + 1,)
+        """
+        q, k = self.edges[-1], len(self.edges) - 1
+        onto = self.A[:q, q:-1]
+        net, e = self.A[:q, :q] - onto @ onto.T, self.A[:q, -1]
+        left, right = np.empty((k + 1, k + 1)), np.empty(k + 1)
+        at = [slice(*self.edges[j : j + 2]) for j in range(k)]
+        squares, own = net**2, net.diagonal()
+        for i in range(k):
+            right[i] = e[at[i]] @ e[at[i]]
+            left[i, k] = left[k, i] = own[at[i]].sum()
+            for j in range(k):
+                left[i, j] = squares[at[i], at[j]].sum()
+        left[k, k], right[k] = df, self.A[-1, -1]
+        return left, right
+
+    def unexplained(self) -> np.ndarray:
+        """Share of each factor's sum of squares that the fixed effects leave."""
+        q = self.edges[-1]
+        total = self.A.diagonal()[:q]
+        rest = total - (self.A[:q, q:-1] ** 2).sum(1)
+        starts = self.edges[:-1]
+        return np.add.reduceat(rest, starts) / np.add.reduceat(total, starts)
+
+
+class SmallProducts(Products):
+    """`Products` of a small model: the parts are made when they are first asked for.
+
+    Attributes
+    ----------
+    small : Small or None
+    """
+
+    small: Small | None
+
+    def __init__(
+        self,
+        make: Callable[[], Products] | None = None,
+        small: Small | None = None,
+        **known: Any,
+    ) -> None:
+        # With all fields known, as `dataclasses.replace` gives them, these are plain
+        # `Products`: what was changed need not be in `small`.
+        vars(self).update(known, small=small, _make=make)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only reached for what is not there yet.
+        make = vars(self).get("_make")
+        if make is None or name.startswith("__"):
+            raise AttributeError(name)
+        del vars(self)["_make"]
+        whole = make()
+        for item in fields(Products):
+            vars(self).setdefault(item.name, getattr(whole, item.name))
+        return getattr(self, name)
+
+
+def small_of(products: Products) -> Small | None:
+    """Return the matrix of all cross-products, where there is one."""
+    return products.small if isinstance(products, SmallProducts) else None
+
+
+def is_small(design: Design, compute: Compute) -> bool:
+    """Whether a model is for this module."""
+    effects = sum(len(r.grouping) * r.Z.k for r in design.random) + design.X.k
+    numbers = design.n * (effects + 1)
+    return not compute.on_gpu and effects <= MOST_EFFECTS and numbers <= _MOST_NUMBERS
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Weighted rows of the fixed part.
+
+    Attributes
+    ----------
+    Q : ndarray, shape (n, p)
+        Orthonormal columns, ``X R``.
+    R : ndarray, shape (p, p)
+    e : ndarray, shape (n,)
+        Least-squares residuals.
+    root : ndarray or None, shape (n,)
+        Square roots of the weights.
+    """
+
+    Q: np.ndarray
+    R: np.ndarray
+    e: np.ndarray
+    root: np.ndarray | None
+
+
+def small_fixed(design: Design, compute: Compute) -> tuple[LeastSquares, _Rows] | None:
+    """Regress on the fixed part; None where columns may determine one another."""
+    X = design.X.to_dense(compute).numpy()
+    y = np.asarray(design.y, dtype=np.float64)
+    if design.offset is not None:
+        y = y - design.offset
+    root = None if design.weights is None else np.sqrt(design.weights)
+    if root is not None:
+        X, y = X * root[:, None], y * root
+    n, p = X.shape
+    if n <= p or not np.isfinite(X).all():
+        return None
+    Q, triangle = np.linalg.qr(X)
+    signs = np.where(triangle.diagonal() < 0, -1.0, 1.0)
+    Q, triangle = Q * signs, triangle * signs[:, None]
+    lengths = np.sqrt((triangle**2).sum(0))
+    if not (triangle.diagonal() > _OWN * lengths).all():
+        return None
+    R, info = lapack.dtrtri(triangle)
+    if info:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        coefficients = Q.T @ y
+        e = y - Q @ coefficients
+        again = Q.T @ e
+        e -= Q @ again
+        params, ssr = R @ (coefficients + again), float(e @ e)
+    if not (np.isfinite(ssr) and np.isfinite(params).all()):
+        return None
+    fixed = LeastSquares(
+        torch.from_numpy(params), torch.from_numpy(R @ R.T), ssr,
+        list(range(p)), 1.0, "QR",
+    )  # fmt: skip
+    return fixed, _Rows(Q, np.ascontiguousarray(R), e, root)
+
+
+def small_products(
+    design: Design,
+    structure: Structure,
+    fixed: LeastSquares,
+    rows: _Rows,
+    compute: Compute,
+) -> SmallProducts:
+    """Multiply all columns with one another.
+
+    Parameters
+    ----------
+    design : Design
+    structure : Structure
+    fixed, rows
+        Of `small_fixed`.
+    compute : Compute
+    """
+    n, p = rows.Q.shape
+    edges = [0]
+    for f in structure.factors:
+        edges.append(edges[-1] + f.q)
+    q = edges[-1]
+    V = np.zeros((n, q + p + 1))
+    V[:, q:-1], V[:, -1] = rows.Q, rows.e
+    every = np.arange(n)
+    for j, f in enumerate(structure.factors):
+        place = edges[j] + f.codes.astype(np.int64) * f.k
+        for term, matrix in zip(structure.of(j), f.matrices, strict=True):
+            if matrix.names == ("Intercept",):
+                columns = np.full((n, 1), term.U[0, 0])
+            else:
+                columns = matrix.to_dense(compute).numpy() @ term.U
+            for a, column in enumerate(columns.T, term.at.start):
+                V[every, place + a] = column if rows.root is None else (
+                    column * rows.root
+                )  # fmt: skip
+    A = V.T @ V
+    R = torch.from_numpy(rows.R)
+    return SmallProducts(
+        lambda: cross_products(design, structure, fixed, compute, R),
+        Small(A, edges), structure=structure, n=design.n, R=R,
+        G=torch.from_numpy(A[q:, q:].copy()), center=fixed.params,
+        log_weights=(
+            0.0 if design.weights is None else float(np.log(design.weights).sum())
+        ),
+    )  # fmt: skip
