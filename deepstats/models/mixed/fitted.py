@@ -206,5 +206,7 @@ class Fitted:
                 out.append(
                     f"the {term.k} effects of {term.text} vary in {rank} "
                     f"dimension{'' if rank == 1 else 's'} only"
+                    if rank
+                    else f"all variances of {term.text} are zero"
                 )
         return out

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import inf, log, nan, pi
+from typing import ClassVar
 
 import numpy as np
 from scipy.linalg import lapack
@@ -22,7 +23,7 @@ from .coupling import Dense, Pairs
 from .criterion import Criterion, Point
 from .elimination import Factorisation
 from .products import Products
-from .small import MOST_EFFECTS, small_of
+from .small import MOST_EFFECTS, small_of, squared_traces
 from .structure import Structure
 
 __all__ = ["DenseCriterion", "LazyPoint", "OneFactorCriterion", "light"]
@@ -45,7 +46,15 @@ def light(criterion: Criterion) -> Criterion | LightCriterion:
 
 
 class LightCriterion(ABC):
-    """Minus twice the log-likelihood of a small model."""
+    """Minus twice the log-likelihood of a small model.
+
+    Attributes
+    ----------
+    exact_pays : bool
+        Whether the exact Hessian saves more steps than it costs.
+    """
+
+    exact_pays: ClassVar[bool] = True
 
     def __init__(self, criterion: Criterion) -> None:
         self.products, self.reml = criterion.products, criterion.reml
@@ -203,6 +212,8 @@ class LightPoint:
 class DenseCriterion(LightCriterion):
     """All effects in one dense matrix."""
 
+    exact_pays: ClassVar[bool] = False
+
     def __init__(self, criterion: Criterion) -> None:
         super().__init__(criterion)
         factors, p = self.structure.factors, self.products.p
@@ -327,20 +338,7 @@ class DenseCriterion(LightCriterion):
         A, q = self.A, self.q
         AK = A[:q, : len(point.unscaled)] @ self._both(point.roots, point.unscaled)
         H = A[:q, :q] - AK @ A[:q, : len(point.unscaled)].T
-        moved = []
-        for j, D in directions:
-            columns = H[:, self.at[j]]
-            if len(D) > 1:
-                columns = (columns.reshape(-1, len(D)) @ D).reshape(columns.shape)
-            else:
-                columns = columns * D[0, 0]
-            moved.append(columns)
-        out = np.empty((len(directions),) * 2)
-        for a, (i, _) in enumerate(directions):
-            for b, (j, _) in enumerate(directions[: a + 1]):
-                one, two = moved[a][self.at[j]], moved[b][self.at[i]]
-                out[a, b] = out[b, a] = (one * two.T).sum()
-        return out
+        return squared_traces(H, self.at, directions)
 
     def _project(self, point: LightPoint, U: list[np.ndarray]) -> np.ndarray:
         (L,), d = point.state, self.d

@@ -12,18 +12,18 @@ from .coupling import Coupling
 from .criterion import Criterion, Point
 from .light import LazyPoint, LightCriterion, LightPoint, light
 from .products import Products, Vector
-from .small import small_of
+from .small import LEAST_START, small_of
 from .sparse import SparseLayout
 
 __all__ = ["Found", "determined", "minimise", "moments"]
 
-# A start no nearer to zero than this (relative variances of standardised columns).
-_LEAST_START = 1e-3
 # A standardised standard deviation below this counts as zero.
 _ZERO = 1e-6
 _HALVINGS = 40
 # After a step this short, in standard errors, the exact Hessian is the better guide.
 _CLOSE = 0.3
+# Where it costs as much as it saves, only once so many steps were not enough.
+_MOST_AVERAGE = 6
 # Steps shorter than this (in standard errors) may be on the way into a saddle.
 _NEAR = 0.1
 # After so many steps the average information is too far from the Hessian.
@@ -62,8 +62,6 @@ def moments(products: Products) -> np.ndarray:
     """
     factors, p = products.structure.factors, products.p
     k, df = len(factors), products.n - p
-    if (small := small_of(products)) is not None:
-        return _solve_moments(*small.moments(df), df)
     XY = products.by_factor(_all_fixed(products))
     onto = [x[:, :, :p] for x in XY]
     e = [x[:, :, p] for x in XY]
@@ -83,17 +81,11 @@ def moments(products: Products) -> np.ndarray:
             crossed = float((found * onto[i]).sum())
             A[i, j] = norms[i, j] - 2 * crossed + float((grams[i] * grams[j]).sum())
     A[k, k], c[k] = df, float(products.G[-1, -1])
-    return _solve_moments(A, c, df)
-
-
-def _solve_moments(A: np.ndarray, c: np.ndarray, df: int) -> np.ndarray:
-    """Relative variances of the equations of the method of moments."""
-    k = len(c) - 1
     scale = 1 / np.sqrt(np.diag(A).clip(1e-300))
     solved = np.linalg.lstsq(A * scale[:, None] * scale, c * scale, rcond=1e-10)[0]
     v = solved * scale
     rest = max(v[k], 0.1 * c[k] / max(df, 1))
-    return np.clip(v[:k] / rest, _LEAST_START, 1e6) if rest > 0 else np.ones(k)
+    return np.clip(v[:k] / rest, LEAST_START, 1e6) if rest > 0 else np.ones(k)
 
 
 def determined(products: Products) -> list[int]:
@@ -150,8 +142,17 @@ def _norms(products: Products) -> np.ndarray:
 
 def starting(products: Products) -> np.ndarray:
     """Parameters to start from."""
-    structure, v = products.structure, moments(products)
+    structure, df = products.structure, products.n - products.p
     x = np.zeros(structure.size)
+    if (small := small_of(products)) is not None:
+        for term, V in zip(
+            structure.terms, small.covariances(structure, df), strict=True
+        ):
+            x[term.params] = (
+                np.diag(V) if term.variances else _triangle(V)[term.triangle]
+            )
+        return x
+    v = moments(products)
     for term in structure.terms:
         if term.variances:
             x[term.params] = v[term.factor]
@@ -231,7 +232,9 @@ def _curvature(
     Far from the optimum the average information, which is positive, leads better.
     """
     if isinstance(point, LightPoint):
-        return point.hessian if decrement <= _CLOSE else point.information
+        late = point.criterion.exact_pays or iteration > _MOST_AVERAGE
+        exact = (decrement <= _CLOSE and late) or iteration > _PATIENCE
+        return point.hessian if exact else point.information
     if iteration <= _PATIENCE:
         return point.information
     return _differences(criterion, point)
@@ -332,7 +335,11 @@ def _out_of_corner(criterion: Criterion, point: Point) -> Point | None:
     for term in structure.terms:
         if term.variances:
             continue
-        root, G = term.root(point.x), point.slopes[term.factor][term.at, term.at]
+        root = term.root(point.x)
+        # A triangle is singular where its diagonal has a zero.
+        if np.abs(root.diagonal()).min() > 1e-2 * max(np.abs(root).max(), 1.0):
+            continue
+        G = point.slopes[term.factor][term.at, term.at]
         left, sizes, _ = np.linalg.svd(root)
         null = left[:, sizes <= 1e-4 * max(sizes.max(), 1.0)]
         if not null.shape[1]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ __all__ = [
 
 #: Measured: from here on the elimination is quicker than one dense factor.
 MOST_EFFECTS = 120
+#: A start no nearer to zero than this (relative variances of standardised columns).
+LEAST_START = 1e-3
 _MOST_NUMBERS = 200_000
 # Columns less of their own than this are left to the route that finds aliases.
 _OWN = 1e-6
@@ -54,27 +57,46 @@ class Small:
     A: np.ndarray
     edges: list[int]
 
-    def moments(self, df: int) -> tuple[np.ndarray, np.ndarray]:
-        """Equations of the method of moments; see `search.moments`.
+    def covariances(self, structure: Structure, df: int) -> list[np.ndarray]:
+        """Relative covariance of each term by the method of moments; (K, K).
 
-        Returns
-        -------
-        A : ndarray, shape (factors + 1, factors + 1)
-        c : ndarray, shape (factors + 1,)
+        The equations ``tr(Q G_a Q G_b) v_b = y'Q G_a Q y`` of Haseman & Elston (1972)
+        and Rao (1971), Q the projection off the fixed effects, for every entry of every
+        covariance and the residual variance; then brought inside the range.
         """
-        q, k = self.edges[-1], len(self.edges) - 1
+        q = self.edges[-1]
         onto = self.A[:q, q:-1]
         net, e = self.A[:q, :q] - onto @ onto.T, self.A[:q, -1]
-        left, right = np.empty((k + 1, k + 1)), np.empty(k + 1)
-        at = [slice(*self.edges[j : j + 2]) for j in range(k)]
-        squares, own = net**2, net.diagonal()
-        for i in range(k):
-            right[i] = e[at[i]] @ e[at[i]]
-            left[i, k] = left[k, i] = own[at[i]].sum()
-            for j in range(k):
-                left[i, j] = squares[at[i], at[j]].sum()
-        left[k, k], right[k] = df, self.A[-1, -1]
-        return left, right
+        directions = structure.entries
+        at = [slice(a, b) for a, b in pairwise(self.edges)]
+        count = len(directions)
+        left, right = np.empty((count + 1, count + 1)), np.empty(count + 1)
+        left[:count, :count] = squared_traces(net, at, directions)
+        for number, (j, D) in enumerate(directions):
+            by_level = e[at[j]].reshape(-1, len(D))
+            right[number] = ((by_level @ D) * by_level).sum()
+            f = structure.factors[j]
+            own = np.einsum("iaib->ab", net[at[j], at[j]].reshape(f.m, f.k, f.m, f.k))
+            left[number, count] = left[count, number] = (own * D).sum()
+        left[count, count], right[count] = df, self.A[-1, -1]
+        scale = 1 / np.sqrt(left.diagonal().clip(1e-300))
+        scaled = left * scale[:, None] * scale
+        found = np.linalg.lstsq(scaled, right * scale, rcond=1e-10)[0] * scale
+        rest = max(found[count], 0.1 * right[count] / max(df, 1))
+        out = []
+        place = 0
+        for term in structure.terms:
+            V = np.zeros((term.k, term.k))
+            size = term.params.stop - term.params.start
+            for v, (_, D) in zip(
+                found[place : place + size], directions[place : place + size],
+                strict=True,
+            ):  # fmt: skip
+                V += v / rest * D[term.at, term.at]
+            place += size
+            values, vectors = np.linalg.eigh(V)
+            out.append((vectors * values.clip(LEAST_START, 1e6)) @ vectors.T)
+        return out
 
     def unexplained(self) -> np.ndarray:
         """Share of each factor's sum of squares that the fixed effects leave."""
@@ -115,6 +137,34 @@ class SmallProducts(Products):
         for item in fields(Products):
             vars(self).setdefault(item.name, getattr(whole, item.name))
         return getattr(self, name)
+
+
+def squared_traces(
+    H: np.ndarray, at: list[slice], directions: list[tuple[int, np.ndarray]]
+) -> np.ndarray:
+    """``tr(H B_a H B_b)`` for block-diagonal B with one direction in every level.
+
+    Parameters
+    ----------
+    H : ndarray, shape (q, q)
+        Factor by factor, level by level.
+    at : list of slice
+        Columns of each factor.
+    directions : list of (int, ndarray)
+        A factor, and a symmetric (K, K) matrix.
+    """
+    moved = []
+    for j, D in directions:
+        columns = H[:, at[j]]
+        if len(D) > 1:
+            moved.append((columns.reshape(-1, len(D)) @ D).reshape(columns.shape))
+        else:
+            moved.append(columns * D[0, 0])
+    out = np.empty((len(directions),) * 2)
+    for a, (i, _) in enumerate(directions):
+        for b, (j, _) in enumerate(directions[: a + 1]):
+            out[a, b] = out[b, a] = (moved[a][at[j]] * moved[b][at[i]].T).sum()
+    return out
 
 
 def small_of(products: Products) -> Small | None:

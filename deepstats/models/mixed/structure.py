@@ -260,6 +260,21 @@ class Structure:
                 out.append((term.factor, D))
         return out
 
+    @cached_property
+    def entries(self) -> list[tuple[int, np.ndarray]]:
+        """Factor and direction of V for every entry of every covariance, by term."""
+        out = []
+        for term in self.terms:
+            k, start = self.factors[term.factor].k, term.at.start
+            rows, columns = term.triangle
+            if term.variances:
+                rows = columns = np.arange(term.k)
+            for r, c in zip(rows, columns, strict=True):
+                D = np.zeros((k, k))
+                D[start + r, start + c] = D[start + c, start + r] = 1.0
+                out.append((term.factor, D))
+        return out
+
     def gradient(self, x: np.ndarray, G: Sequence[np.ndarray]) -> np.ndarray:
         """Gradient in the parameters from that in each factor's standardised V."""
         out = np.zeros(self.size)
