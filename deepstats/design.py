@@ -353,6 +353,16 @@ def _factorize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (np.cumsum(present) - 1)[codes], levels
 
 
+def _coded(values: Any) -> tuple[np.ndarray, Any]:
+    """Codes and sorted levels of a column of any kind."""
+    if isinstance(getattr(values, "dtype", None), pd.CategoricalDtype):
+        # Levels in the order of the categories: nothing to sort unless some are unused.
+        codes, levels = values.cat.codes.to_numpy(), values.dtype.categories
+        if len(codes) and np.bincount(codes + 1, minlength=len(levels) + 1)[1:].all():
+            return codes, levels
+    return _factorize(_whole_numbers(values))
+
+
 def _whole_numbers(values: Any) -> Any:
     """Return the array of a column of integers; any other column as it is."""
     dtype = values.dtype
@@ -854,7 +864,7 @@ class _Builder:
         for expression in expressions:
             name = _bare_name(expression)
             if name is not None:
-                codes, levels = _factorize(_whole_numbers(self.table(name)))
+                codes, levels = _coded(self.table(name))
             else:
                 value = evaluate(expression, self.table, {}, self.context)
                 if isinstance(value, Categorical):
@@ -869,7 +879,7 @@ class _Builder:
         combined = parts[0][0]
         for codes, levels in parts[1:]:
             combined = combined * len(levels) + codes
-        codes, present = pd.factorize(combined, sort=True)
+        codes, present = _factorize(combined)
         shape = [len(levels) for _, levels in parts]
         where = np.unravel_index(np.asarray(present), shape)
         labels = tuple(

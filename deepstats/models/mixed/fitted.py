@@ -195,7 +195,11 @@ class Fitted:
         out = []
         for term, root in zip(self.structure.terms, self.roots, strict=True):
             scaled = np.linalg.solve(term.U, root)
-            sizes = np.linalg.svd(scaled, compute_uv=False)
+            sizes = (
+                np.abs(np.diag(scaled))
+                if term.variances
+                else np.linalg.svd(scaled, compute_uv=False)
+            )
             small = 1e-4 * max(1.0, sizes.max())
             if term.variances:
                 for name, size in zip(term.names, np.diag(scaled), strict=True):

@@ -269,6 +269,9 @@ class Curvature:
             return np.zeros((0, 0))
         if self._one:
             return self._closed(directions)
+        if self._dense is not None:
+            self._dense.slopes  # noqa: B018 -- what the next line needs of them
+            return self._dense.criterion._squares(self._dense, directions)
         if self._few:
             return self._written_down(directions)
         at = [j for j, _ in directions]

@@ -108,7 +108,7 @@ class Factor:
         """Number of levels."""
         return len(self.levels)
 
-    @property
+    @cached_property
     def k(self) -> int:
         """Effects a level."""
         return sum(z.k for z in self.matrices)
@@ -241,8 +241,15 @@ class Structure:
             )
         return x
 
+    @cached_property
+    def only_variances(self) -> bool:
+        """Whether every parameter is a variance, so that V is linear in them."""
+        return all(term.variances for term in self.terms)
+
     def directions(self, x: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Factor and derivative of its standardised V, for each parameter."""
+        if self.only_variances:
+            return self.entries
         out = []
         for term in self.terms:
             k, root = self.factors[term.factor].k, term.root(x)
@@ -289,6 +296,8 @@ class Structure:
     def curvature(self, G: Sequence[np.ndarray]) -> np.ndarray:
         """Return what the bend of V adds to the Hessian: sum of ``G d2V``."""
         out = np.zeros((self.size, self.size))
+        if self.only_variances:
+            return out
         for term in self.terms:
             if not term.variances:
                 rows, columns = term.triangle
