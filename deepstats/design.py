@@ -882,10 +882,12 @@ class _Builder:
         codes, present = _factorize(combined)
         shape = [len(levels) for _, levels in parts]
         where = np.unravel_index(np.asarray(present), shape)
-        labels = tuple(
-            ":".join(str(levels[i]) for (_, levels), i in zip(parts, at, strict=True))
-            for at in zip(*where, strict=True)
+        texts = [[str(level) for level in levels] for _, levels in parts]
+        columns = (
+            [text[i] for i in at.tolist()]
+            for text, at in zip(texts, where, strict=True)
         )
+        labels = tuple(map(":".join, zip(*columns, strict=True)))
         return Grouping(name, codes.astype(np.int32), labels)
 
     def _random(self, term: GroupTerm, n: int) -> RandomTerm:

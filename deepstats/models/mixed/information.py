@@ -384,11 +384,12 @@ class Curvature:
         """Of the criterion, in free parameters and the log residual variance."""
         criterion, at = self.point.criterion, np.flatnonzero(self.free)
         directions = [self.directions[a] for a in at]
-        inner = np.zeros((len(at), len(at)))
-        if not all(term.variances for term in self.structure.terms):
+        if self._dense is not None:
+            inner = self._dense.unprofiled[np.ix_(at, at)]
+        else:
             inner = self.structure.curvature(self.point.slopes)[np.ix_(at, at)]
-        if directions:
-            inner += 2 * self.quadratic(directions) - self.information(directions)
+            if directions:
+                inner += 2 * self.quadratic(directions) - self.information(directions)
         if criterion.sigma is not None:
             return inner
         cross = self.slopes(directions)

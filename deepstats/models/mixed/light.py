@@ -180,6 +180,11 @@ class LightPoint:
         traces = self.criterion._squares(self, self._directions)
         return 2 * self._forms - traces + bend + self._profiled
 
+    @property
+    def unprofiled(self) -> np.ndarray:
+        """Second derivative in the parameters with the residual variance held."""
+        return self.hessian + self._profiled
+
     @cached_property
     def _directions(self) -> list[tuple[int, np.ndarray]]:
         return self.structure.directions(self.x)
