@@ -15,11 +15,13 @@ INTRODUCTION = """# Performance
 This page is written by `docs/generate_performance.py` from the numbers of the last
 benchmark (`make bench`, described in `benchmarks/README.md`). Libraries are run side by
 side, in fresh processes, on the same data; a bar that is not met says so. All libraries,
-tasks and sizes were run by one command; deepstats and glum, the fastest peer, were then
-run once more side by side at one and five million rows, on a quiet machine, and these
-are the figures shown for the two. glum's time depends on whether the system has large
-pages of memory to give: five million rows of least squares took it 2.3 s on a machine
-just started and 5.6 s later, deepstats the same both times.
+tasks and sizes were run by one command, while other work went on beside; deepstats and
+glum, the fastest peer, were then run once more side by side on a quiet machine. Of
+deepstats the second run is shown, of glum the better of the two: its time depends on
+whether the system has large pages of memory to give. Five million rows of least squares
+took it 2.3 s on a machine just started and 5.6 s later. With two threads processor
+seconds are summed over both, so that a ratio below a bar there can stand beside a
+shorter wait.
 
 ## Where the time goes
 
