@@ -26,6 +26,9 @@ __all__ = ["Coupling", "Dense", "Pairs", "choose"]
 # Measured: listing pairs pays up to this many, or when C would be this large.
 _MOST_PAIRS = 12_000_000
 _MOST_DENSE = 400_000_000
+# A pair costs as much as so many operations of a product of dense matrices, and more
+# when it is listed.
+_FLOPS_A_PAIR = 100
 
 
 class Coupling(ABC):
@@ -273,5 +276,6 @@ def choose(counts: np.ndarray, k: int, columns: int) -> type[Coupling]:
     counts = counts.astype(np.float64)
     pairs = (counts * (counts + 1) / 2).sum() * k * (k + 1) / 2
     size = len(counts) * k * columns
-    dense = columns <= 32 or (pairs > _MOST_PAIRS and size <= _MOST_DENSE)
+    quick = size * columns <= _FLOPS_A_PAIR * pairs or pairs > _MOST_PAIRS
+    dense = columns <= 32 or (quick and size <= _MOST_DENSE)
     return Dense if dense else Pairs

@@ -33,6 +33,8 @@ __all__ = ["Products", "Stage", "Vector"]
 
 # Stages beyond the first need the coupling to the rest as dense columns.
 _DENSE_CHAIN = 20_000_000
+# A dense coupling whose product takes so many operations needs no comparison.
+_QUICK = 100_000_000
 
 
 @dataclass(eq=False)
@@ -400,6 +402,8 @@ class _Pass:
         if len(self.chain) > 1:
             return [Dense] * len(self.chain)
         first = self.structure.factors[self.chain[0]]
+        if first.q * self.q**2 <= _QUICK and self.layout.whole:
+            return [Dense]
         counts = np.zeros(first.m)
         low = self.codes[self.chain[0]].cpu().numpy()
         for j in self.rest:

@@ -22,7 +22,7 @@ from .dense import cholesky, inverse_from
 __all__ = ["Layout", "Rest", "RestInverse", "factorise_rest", "find_layout"]
 
 # Fewer columns than this are not worth taking apart.
-_WORTH = 64
+_WORTH = 256
 
 
 @dataclass(frozen=True, eq=False)
