@@ -23,12 +23,12 @@ from .sparse import SparseLayout
 
 __all__ = ["Coupling", "Dense", "Pairs", "choose"]
 
-# Measured: listing pairs pays up to this many, or when C would be this large.
-_MOST_PAIRS = 12_000_000
+# A dense C may have so many elements.
 _MOST_DENSE = 400_000_000
-# A pair costs as much as so many operations of a product of dense matrices, and more
-# when it is listed.
-_FLOPS_A_PAIR = 100
+# Measured: listed once and read twice a step, a pair costs as much as so many
+# operations of the products of a dense C.
+_FLOPS_A_PAIR = 700
+_BYTES_A_PAIR = 60
 
 
 class Coupling(ABC):
@@ -262,7 +262,7 @@ def _list_pairs(
     )  # fmt: skip
 
 
-def choose(counts: np.ndarray, k: int, columns: int) -> type[Coupling]:
+def choose(counts: np.ndarray, k: int, columns: int, memory: int) -> type[Coupling]:
     """Pick the cheaper form.
 
     Parameters
@@ -272,10 +272,12 @@ def choose(counts: np.ndarray, k: int, columns: int) -> type[Coupling]:
     k : int
         Effects a level.
     columns : int
+    memory : int
+        Bytes that the list of pairs may take.
     """
     counts = counts.astype(np.float64)
     pairs = (counts * (counts + 1) / 2).sum() * k * (k + 1) / 2
     size = len(counts) * k * columns
-    quick = size * columns <= _FLOPS_A_PAIR * pairs or pairs > _MOST_PAIRS
-    dense = columns <= 32 or (quick and size <= _MOST_DENSE)
-    return Dense if dense else Pairs
+    fits = _BYTES_A_PAIR * pairs <= memory
+    quick = columns <= 32 or size * columns <= _FLOPS_A_PAIR * pairs
+    return Dense if size <= _MOST_DENSE and (quick or not fits) else Pairs

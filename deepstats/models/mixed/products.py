@@ -409,7 +409,11 @@ class _Pass:
         for j in self.rest:
             f = self.structure.factors[j]
             counts += f.k * _distinct(low, self.codes[j].cpu().numpy(), first.m, f.m)
-        return [choose(counts, first.k, self.q) if self.layout.whole else Pairs]
+        return [
+            choose(counts, first.k, self.q, self.compute.memory)
+            if self.layout.whole
+            else Pairs
+        ]
 
     def _orthonormalise(self) -> None:
         """Give back the digits that the factor of an inverse has lost.

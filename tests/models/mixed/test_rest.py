@@ -8,6 +8,7 @@ import torch
 
 from deepstats.compute import Compute
 from deepstats.models.mixed import LinearMixed, elimination
+from deepstats.models.mixed.coupling import Dense, Pairs, choose
 from deepstats.models.mixed.criterion import Criterion
 from deepstats.models.mixed.dense import gram, inverse_from, mirror
 from deepstats.models.mixed.products import Products, _Pass
@@ -156,3 +157,18 @@ def test_dense_arithmetic():
     low = torch.from_numpy(rng.normal(size=(2100, 2100)))
     expected = low.tril() + low.tril(-1).T
     assert torch.equal(mirror(low.clone()), expected)
+
+
+@pytest.mark.parametrize(
+    ("levels", "met", "columns", "memory", "form"),
+    [
+        (3000, 35, 1142, 1e9, Pairs),  # InstEval
+        (1000, 100, 100, 1e9, Dense),  # every level meets every other
+        (30_000, 33, 3000, 2e9, Pairs),
+        (30_000, 33, 3000, 1e8, Dense),  # the list of pairs would not fit
+        (100_000, 10, 10_000, 1e8, Pairs),  # nor would a dense matrix
+        (50, 4, 20, 1e9, Dense),
+    ],
+)
+def test_choice_of_coupling(levels, met, columns, memory, form):
+    assert choose(np.full(levels, met), 1, columns, int(memory)) is form
