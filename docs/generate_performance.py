@@ -14,8 +14,8 @@ INTRODUCTION = """# Performance
 
 This page is written by `docs/generate_performance.py` from the numbers of the last
 benchmark (`make bench`, described in `benchmarks/README.md`). Libraries are run side by
-side, in fresh processes, on the same data; a bar that is not met says so. All libraries,
-tasks and sizes were run by one command, while other work went on beside; deepstats and
+side, in fresh processes, on the same data; a bar that is not met says so. All
+libraries, tasks and sizes were run by one command, while other work went on beside; deepstats and
 glum, the fastest peer, were then run once more side by side on a quiet machine. Of
 deepstats the second run is shown, of glum the better of the two: its time depends on
 whether the system has large pages of memory to give. Five million rows of least squares
@@ -77,14 +77,14 @@ largest factor (and what nests in it), an iteration is
 | its Cholesky factor | q³ / 3 | 15 ms |
 | its inverse, for the exact gradient | 2 q³ / 3 | 28 ms |
 
-and a fit takes three to seven of them. Where levels meet so many others that pairs would
-be too many, the Schur complement is one symmetric product of a dense matrix instead.
+and a fit takes three to seven of them. Where levels meet so many others that pairs
+would be too many, the Schur complement is one symmetric product of a dense matrix instead.
 Degrees of freedom take one more product of q by q matrices.
 
 What was measured on the machine below, and decided the code:
 
-- **LAPACK by SciPy.** On a CPU the inverse from a Cholesky factor takes SciPy's OpenBLAS
-  28 ms for q = 1,142 and torch 36, 400 against 670 for q = 3,000.
+- **LAPACK by SciPy.** On a CPU the inverse from a Cholesky factor takes SciPy's
+  OpenBLAS 28 ms for q = 1,142 and torch 36, 400 against 670 for q = 3,000.
 - **The transpose of a tall matrix times few columns.** torch takes 68 ms for
   (10,000 x 1,000)' times three columns, a product read along the rows 8.
 - **One matrix for small models.** Up to 120 effects in all, one dense matrix of
