@@ -13,15 +13,15 @@ PAGES = Path(__file__).parent
 INTRODUCTION = """# Performance
 
 This page is written by `docs/generate_performance.py` from the numbers of the last
-benchmark (`make bench`, described in `benchmarks/README.md`). Libraries are run side by
-side, in fresh processes, on the same data; a bar that is not met says so. All
-libraries, tasks and sizes were run by one command, while other work went on beside; deepstats and
-glum, the fastest peer, were then run once more side by side on a quiet machine. Of
-deepstats the second run is shown, of glum the better of the two: its time depends on
-whether the system has large pages of memory to give. Five million rows of least squares
-took it 2.3 s on a machine just started and 5.6 s later. With two threads processor
-seconds are summed over both, so that a ratio below a bar there can stand beside a
-shorter wait.
+benchmark (`make bench`, described in `benchmarks/README.md`). Libraries are run side
+by side, in fresh processes, on the same data; a bar that is not met says so. All
+libraries, tasks and sizes were run by one command, while other work went on beside;
+deepstats and glum, the fastest peer, were then run once more side by side on a quiet
+machine. Of deepstats the second run is shown, of glum the better of the two: its time
+depends on whether the system has large pages of memory to give. Five million rows of
+least squares took it 2.3 s on a machine just started and 5.6 s later. With two
+threads processor seconds are summed over both, so that a ratio below a bar there can
+stand beside a shorter wait.
 
 ## Where the time goes
 
@@ -78,7 +78,8 @@ largest factor (and what nests in it), an iteration is
 | its inverse, for the exact gradient | 2 q³ / 3 | 28 ms |
 
 and a fit takes three to seven of them. Where levels meet so many others that pairs
-would be too many, the Schur complement is one symmetric product of a dense matrix instead.
+would be too many, the Schur complement is one symmetric product of a dense matrix
+instead.
 Degrees of freedom take one more product of q by q matrices.
 
 What was measured on the machine below, and decided the code:
