@@ -94,23 +94,13 @@ class BootstrapResults:
         Davison, A. and Hinkley, D. (1997). Bootstrap methods and their application,
         chapter 5.
         """
-        from scipy import special
-
         if method not in _METHODS:
             raise ValueError(f"method must be one of {_METHODS}, not {method!r}.")
-        if not 0 < alpha < 1:
-            raise ValueError(f"alpha must be between 0 and 1, not {alpha!r}.")
-        if method == "normal":
-            half = float(special.ndtri(1 - alpha / 2)) * self.bse
-            return pd.DataFrame({0: self.estimate - half, 1: self.estimate + half})
+        if method != "bca":
+            return replicate_interval(self.params, self.estimate, alpha, method)
+        _check_alpha(alpha)
         levels = np.array([alpha / 2, 1 - alpha / 2])
-        values = self.params.to_numpy()
-        if method == "bca":
-            found = self._bca(values, levels)
-        else:
-            found = np.quantile(values, levels, axis=0)
-            if method == "basic":
-                found = 2 * self.estimate.to_numpy() - found[::-1]
+        found = self._bca(self.params.to_numpy(), levels)
         return pd.DataFrame(found.T, index=self.params.columns)
 
     def _bca(self, values: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -133,17 +123,52 @@ class BootstrapResults:
         self, alpha: float = 0.05, method: str = "percentile"
     ) -> pd.DataFrame:
         """Return estimate, bias, standard error and interval of each parameter."""
-        interval = self.conf_int(alpha, method)
-        return pd.DataFrame(
-            {"estimate": self.estimate, "bias": self.bias, "std_error": self.bse,
-             "conf_low": interval[0], "conf_high": interval[1]}
-        )  # fmt: skip
+        return replicate_summary(self, self.conf_int(alpha, method))
 
     def __repr__(self) -> str:
         return (
             f"<{self.kind} bootstrap: {len(self.params)} of {self.replications} "
             f"replicates>\n{self.summary_frame()}"
         )
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must be between 0 and 1, not {alpha!r}.")
+
+
+def replicate_interval(
+    frame: pd.DataFrame, center: pd.Series, alpha: float, method: str
+) -> pd.DataFrame:
+    """Intervals from replicates; columns 0 and 1.
+
+    Parameters
+    ----------
+    frame : DataFrame, shape (replicates, p)
+        What is not defined in a replicate, NaN, is left out.
+    center : Series
+        What replicates are reflected at, or what normal intervals are about.
+    alpha : float
+    method : {"percentile", "basic", "normal"}
+    """
+    from scipy import special
+
+    _check_alpha(alpha)
+    if method == "normal":
+        half = float(special.ndtri(1 - alpha / 2)) * frame.std()
+        return pd.DataFrame({0: center - half, 1: center + half})
+    found = frame.quantile([alpha / 2, 1 - alpha / 2]).to_numpy()
+    if method == "basic":
+        found = 2 * center.to_numpy() - found[::-1]
+    return pd.DataFrame(found.T, index=frame.columns)
+
+
+def replicate_summary(results: Any, interval: pd.DataFrame) -> pd.DataFrame:
+    """Estimate, bias, standard error and interval of each parameter."""
+    return pd.DataFrame(
+        {"estimate": results.estimate, "bias": results.bias, "std_error": results.bse,
+         "conf_low": interval[0], "conf_high": interval[1]}
+    )  # fmt: skip
 
 
 def bootstrap(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ...bootstrap import replicate_interval, replicate_summary
 from ...compute import Compute, one_thread
 from ...design import Design
 from ...errors import (
@@ -26,7 +27,7 @@ from .replicates import Refitted, at_once, refit_many, singular
 from .responses import Responses, RowSpace
 from .rows import fixed_part, random_columns, random_part
 from .search import minimise
-from .structure import Structure
+from .structure import Structure, fresh_label
 
 if TYPE_CHECKING:
     from .results import MixedResults
@@ -99,31 +100,16 @@ class MixedBootstrap:
         Davison, A. and Hinkley, D. (1997). Bootstrap methods and their application,
         chapter 5.
         """
-        from scipy import special
-
         if kind not in _KINDS:
             raise ValueError(f"kind must be one of {_KINDS}, not {kind!r}.")
-        if not 0 < alpha < 1:
-            raise ValueError(f"alpha must be between 0 and 1, not {alpha!r}.")
-        if kind == "normal":
-            half = float(special.ndtri(1 - alpha / 2)) * self.bse
-            center = self.estimate - self.bias
-            return pd.DataFrame({0: center - half, 1: center + half})
-        # A correlation with a standard deviation of zero is not defined.
-        found = self.frame.quantile([alpha / 2, 1 - alpha / 2]).to_numpy()
-        if kind == "basic":
-            found = 2 * self.estimate.to_numpy() - found[::-1]
-        return pd.DataFrame(found.T, index=self.frame.columns)
+        center = self.estimate - self.bias if kind == "normal" else self.estimate
+        return replicate_interval(self.frame, center, alpha, kind)
 
     def summary_frame(
         self, alpha: float = 0.05, kind: str = "percentile"
     ) -> pd.DataFrame:
         """Return estimate, bias, standard error and interval of each parameter."""
-        interval = self.conf_int(alpha, kind)
-        return pd.DataFrame(
-            {"estimate": self.estimate, "bias": self.bias, "std_error": self.bse,
-             "conf_low": interval[0], "conf_high": interval[1]}
-        )  # fmt: skip
+        return replicate_summary(self, self.conf_int(alpha, kind))
 
     def __repr__(self) -> str:
         return (
@@ -444,11 +430,7 @@ def parameter_frame(
         ``"cor(Days,Intercept)|Subject"``, ``"sigma"``, fixed effects.
     """
     sigma, columns = np.sqrt(variance), {}
-    order = sorted(
-        range(len(structure.terms)),
-        key=lambda j: (-structure.factors[structure.terms[j].factor].m, j),
-    )
-    for j in order:
+    for j in structure.order:
         term = structure.terms[j]
         group = structure.factors[term.factor].name
         roots = np.zeros((len(x), term.k, term.k))
@@ -469,21 +451,12 @@ def parameter_frame(
                 label = f"cor({term.names[a]},{term.names[b]})|{group}"
                 with np.errstate(invalid="ignore", divide="ignore"):
                     values = V[:, a, b] / (sd[:, a] * sd[:, b])
-            columns[_fresh(columns, label)] = values
+            columns[fresh_label(columns, label)] = values
     if not known:
         columns["sigma"] = sigma
     for name, values in zip(names, beta.T, strict=True):
         columns[name] = values
     return pd.DataFrame(columns)
-
-
-def _fresh(taken: dict, label: str) -> str:
-    """Return a label not taken yet: terms may repeat a column."""
-    number, out = 1, label
-    while out in taken:
-        number += 1
-        out = f"{label}.{number}"
-    return out
 
 
 def _statistics(

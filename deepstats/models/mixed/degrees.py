@@ -15,7 +15,7 @@ from ...inference import HypothesisTest, wald
 from ...prediction import ContrastResults
 from .fitted import Fitted
 from .information import pseudo_inverse
-from .modes import _term_order, varcorr_frame
+from .modes import varcorr_frame
 
 if TYPE_CHECKING:
     from .results import MixedResults
@@ -393,7 +393,7 @@ def _gradients(fitted: Fitted) -> np.ndarray:
     at = np.flatnonzero(fitted.curvature.free)
     estimated = fitted.criterion.sigma is None
     size, out = len(at) + estimated, []
-    for j in _term_order(fitted):
+    for j in fitted.structure.order:
         term, V = structure.terms[j], fitted.covariances[j]
         slopes = np.zeros((size, term.k, term.k))
         for place, a in enumerate(at):

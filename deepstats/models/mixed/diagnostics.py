@@ -192,7 +192,7 @@ def group_influence(results: MixedResults, group: str) -> GroupInfluence:
     theta = list(results.theta.index)
     rows, errors = [], []
     for code, level in enumerate(grouping.levels):
-        fitted, kept = _without(results, grouping.codes == code, level)
+        fitted, kept = fit_without(results, grouping.codes == code, level)
         beta, se = np.full(len(names), np.nan), np.full(len(names), np.nan)
         beta[kept], se[kept] = fitted.beta, np.sqrt(np.diag(fitted.cov_beta))
         parameters = fitted.structure.theta(fitted.x).values()
@@ -208,7 +208,7 @@ def group_influence(results: MixedResults, group: str) -> GroupInfluence:
     )  # fmt: skip
 
 
-def _without(
+def fit_without(
     results: MixedResults, gone: np.ndarray, level: object
 ) -> tuple[Fitted, list[int]]:
     """Fit without some rows, and the fixed effects that can be estimated.

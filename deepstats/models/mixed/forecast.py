@@ -463,18 +463,11 @@ def simulate(
     DataFrame, shape (n, nsim)
         Columns sim_1, sim_2, ...; indexed as the rows used.
     """
-    from .bootstrap import draw
+    from .bootstrap import draw, kept_terms
 
     if nsim < 1:
         raise ValueError(f"nsim must be at least 1, not {nsim!r}.")
-    keep = kept_effects(results, re_form)
-    for kept, random in zip(keep, results.model.design.random, strict=True):
-        if kept.any() and not kept.all():
-            raise ModelError(
-                f"simulate keeps the effects of whole terms; re_form has only some of "
-                f"those of {random.term.text or random.term}."
-            )
     generator = np.random.default_rng(seed)
-    values = draw(results, nsim, generator, [bool(k.all()) for k in keep])
+    values = draw(results, nsim, generator, kept_terms(results, re_form))
     names = [f"sim_{j + 1}" for j in range(nsim)]
     return pd.DataFrame(values, index=results.model.design.index, columns=names)

@@ -25,8 +25,7 @@ from .criterion import Point
 from .elimination import Factorisation, factorise, identity_plus_minus
 from .light import DenseCriterion, LazyPoint, LightPoint
 from .products import Products
-from .search import _triangle
-from .structure import Structure
+from .structure import Structure, lower_factor
 
 __all__ = ["Curvature", "Direction", "pseudo_inverse"]
 
@@ -347,7 +346,7 @@ class Curvature:
 
         def at(t: float) -> np.ndarray:
             moved = list(roots)
-            moved[j] = _triangle(roots[j] @ roots[j].T + t * D)
+            moved[j] = lower_factor(roots[j] @ roots[j].T + t * D)
             found = factorise(self.products, moved)
             if found is None:
                 raise ArithmeticError("the model's equations are singular.")

@@ -33,7 +33,7 @@ from .search import determined, minimise, starting
 from .small import is_small, small_fixed, small_products
 from .structure import Structure, kind_of
 
-__all__ = ["LinearMixed"]
+__all__ = ["LinearMixed", "parameters_of"]
 
 
 class LinearMixed(RegressionModel):
@@ -278,7 +278,7 @@ class LinearMixed(RegressionModel):
         if reml and products.n <= products.p:
             raise DesignError("REML needs more rows than fixed effects.")
         criterion = Criterion(products, bool(reml), self.sigma)
-        x = starting(products) if start is None else _given(structure, start)
+        x = starting(products) if start is None else parameters_of(structure, start)
         found = minimise(criterion, x, maxiter, tol)
         fitted = Fitted(found, criterion, self.compute)
         if disp:
@@ -350,7 +350,7 @@ def _check_determined(structure: Structure, products: Products) -> None:
         )
 
 
-def _given(
+def parameters_of(
     structure: Structure, start: Mapping[str, float] | Sequence[float]
 ) -> np.ndarray:
     """Parameters of a start in the order of `theta`."""
@@ -367,12 +367,8 @@ def _given(
     if not all(isinstance(v, Real) and abs(v) < 1e10 for v in values):
         raise ValueError(f"start must be numbers of ordinary size; not {start!r}.")
     roots: list[np.ndarray] = [np.zeros((t.k, t.k)) for t in structure.terms]
-    order = sorted(
-        range(len(roots)),
-        key=lambda j: (-structure.factors[structure.terms[j].factor].m, j),
-    )
     place = iter(values)
-    for j in order:
+    for j in structure.order:
         term = structure.terms[j]
         for r, c in zip(*term.triangle, strict=True):
             if term.kind == "us" or r == c:

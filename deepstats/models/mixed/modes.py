@@ -24,7 +24,7 @@ def varcorr_frame(fitted: Fitted) -> pd.DataFrame:
     """
     rows: list[tuple] = []
     structure, covariances = fitted.structure, fitted.covariances
-    for j in _term_order(fitted):
+    for j in structure.order:
         term, V = structure.terms[j], covariances[j]
         group, sd = structure.factors[term.factor].name, np.sqrt(np.diag(V))
         for a, name in enumerate(term.names):
@@ -73,15 +73,6 @@ def coefficient_frames(fitted: Fitted, fixed: pd.Series) -> dict[str, pd.DataFra
             frame[name] = frame[name] + effect if name in frame else effect
         out[factor.name] = frame
     return out
-
-
-def _term_order(fitted: Fitted) -> list[int]:
-    """Terms by decreasing number of levels, ties as in the formula."""
-    structure = fitted.structure
-    return sorted(
-        range(len(structure.terms)),
-        key=lambda j: (-structure.factors[structure.terms[j].factor].m, j),
-    )
 
 
 def _factor_order(fitted: Fitted) -> list[int]:

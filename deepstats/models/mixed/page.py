@@ -12,7 +12,6 @@ from scipy import special
 
 from ...results import counted, whole
 from ...summary import Notes, Pairs, Summary, Table, coefficient_table
-from .modes import _term_order
 
 if TYPE_CHECKING:
     from .results import MixedResults
@@ -159,7 +158,7 @@ def _residual_table(results: MixedResults) -> Table:
 def _random_table(results: MixedResults) -> Table:
     """Variances of each term, with its correlations as a triangle beside them."""
     fitted, rows = results.mixed, []
-    for j in _term_order(fitted):
+    for j in fitted.structure.order:
         term, V = fitted.structure.terms[j], fitted.covariances[j]
         label, sd = fitted.structure.factors[term.factor].name, np.sqrt(np.diag(V))
         for a, name in enumerate(term.names):

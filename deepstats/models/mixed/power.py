@@ -20,7 +20,7 @@ from .bootstrap import parameter_frame, simulated, start_of
 from .criterion import Criterion
 from .degrees import DDF, contrast_test
 from .fitted import Fitted
-from .model import LinearMixed, _given
+from .model import LinearMixed, parameters_of
 from .products import Products
 from .replicates import Refitted, at_once, refit_many
 from .responses import Responses, RowSpace
@@ -300,7 +300,7 @@ class _Truth:
         if self.roots is not None:
             return self.roots
         if self.theta is not None:
-            return structure.raw_roots(_given(structure, self.theta))
+            return structure.raw_roots(parameters_of(structure, self.theta))
         return _from_labels(structure, self.random or {}, self.sigma)
 
 

@@ -12,7 +12,7 @@ effects on, are *stages*: each is eliminated level by level. Other factors form 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -442,18 +442,19 @@ class _Pass:
     def _rows(self) -> None:
         """Add up all rows, a block at a time."""
         design, compute = self.design, self.compute
-        wide = self.p + 2 + sum(f.k for f in self.structure.factors)
+        factors = self.structure.factors
+        wide = self.p + 2 + sum(f.k for f in factors)
         rows = min(compute.block_rows(wide), design.n)
-        scratches = design.scratches(rows, compute)
-        random = [
-            [z.scratch(rows, compute) for z in f.matrices]
-            for f in self.structure.factors
-        ]
         maps = [_block_diagonal([t.U for t in self.structure.of(j)]).to(compute.device)
-                for j in range(len(random))]  # fmt: skip
+                for j in range(len(factors))]  # fmt: skip
         raw = design.X.to_raw(self.center)
-        for start in range(0, design.n, rows):
-            stop = min(start + rows, design.n)
+
+        def prepare() -> tuple:
+            random = [[z.scratch(rows, compute) for z in f.matrices] for f in factors]
+            return design.scratches(rows, compute), random
+
+        def body(start: int, stop: int, worker: tuple) -> None:
+            scratches, random = worker
             batch = design.batch(start, stop, scratches, compute)
             e = batch.y - batch.blocks[0].eta(raw)
             if batch.offset[0] is not None:
@@ -464,6 +465,12 @@ class _Pass:
                 for U, spaces in zip(maps, random, strict=True)
             ]
             self._add(Z, XY, batch.weights, slice(start, stop))
+
+        def merge(into: tuple, other: tuple) -> None:
+            raise AssertionError("one worker adds up all rows")
+
+        # All rows go into the same sums: a second worker would need its own.
+        replace(compute, threads=1).sum_blocks(design.n, rows, prepare, body, merge)
 
     def _add(self, Z: list[Tensor], XY: Tensor, w: Tensor | None, part: slice) -> None:
         codes = [c[part] for c in self.codes]

@@ -20,7 +20,7 @@ import pandas as pd
 from ...compute import one_thread
 from ...errors import ConvergenceWarning, caution, listed
 from .constrained import Block, Coordinates, Deviance, Held, State, settle
-from .structure import Term
+from .structure import Term, fresh_label
 
 if TYPE_CHECKING:
     from .criterion import Point
@@ -438,10 +438,6 @@ def _curves(results: MixedResults, point: Point) -> list[Curve]:
     """Everything that can be profiled, in lme4's order, without points yet."""
     structure, products = point.structure, point.criterion.products
     sigma, known = sqrt(point.variance), point.criterion.sigma is not None
-    order = sorted(
-        range(len(structure.terms)),
-        key=lambda j: (-structure.factors[structure.terms[j].factor].m, j),
-    )
     out: list[Curve] = []
 
     def add(
@@ -453,9 +449,11 @@ def _curves(results: MixedResults, point: Point) -> list[Curve]:
             index = len(coordinates.others) + block.held
         held = Held(Deviance(products, coordinates, sigma, fixed), index, known)
         scale = 1.0 if kind in ("cor", "fixed") else sigma
-        out.append(Curve(_fresh(out, label), kind, held, scale, reach))
+        out.append(
+            Curve(fresh_label({c.label for c in out}, label), kind, held, scale, reach)
+        )
 
-    for j in order:
+    for j in structure.order:
         term, name = structure.terms[j], structure.factors[structure.terms[j].factor]
         for a, b in _pairs(term):
             block = _block(term, a, b)
@@ -485,15 +483,6 @@ def _block(term: Term, a: int, b: int) -> Block:
     first = (a,) if a == b else (b, a)
     rest = tuple(j for j in range(term.k) if j not in first)
     return Block(term, (*first, *rest), a != b)
-
-
-def _fresh(taken: list[Curve], label: str) -> str:
-    """Return a label not taken yet: terms may repeat a column."""
-    labels, number, out = {c.label for c in taken}, 1, label
-    while out in labels:
-        number += 1
-        out = f"{label}.{number}"
-    return out
 
 
 def _chosen(

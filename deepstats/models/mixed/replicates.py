@@ -19,7 +19,7 @@ from .criterion import Criterion, Point
 from .elimination import factorise
 from .products import Products, Vector
 from .responses import Responses
-from .search import _step, minimise
+from .search import bounded_step, minimise
 from .structure import Structure
 from .together import Points, Together, curvatures, gradients, term_root
 
@@ -365,5 +365,5 @@ def _steps(
     # Where the step would leave the range, the bounds take part.
     for number in np.flatnonzero((x - step < lower).any(1) & np.isfinite(g).all(1)):
         at = SimpleNamespace(x=x[number], gradient=g[number])
-        step[number], length[number] = _step(at, H[number], lower)
+        step[number], length[number] = bounded_step(at, H[number], lower)
     return step, length

@@ -24,14 +24,19 @@ def fixed_part(design: Design, beta: np.ndarray, compute: Compute) -> np.ndarray
     """
     cpu = compute.on_cpu()
     rows = min(cpu.block_rows(design.widest()), max(design.n, 1))
-    scratches = design.scratches(rows, cpu)
     raw = design.X.to_raw(torch.from_numpy(np.ascontiguousarray(beta)))
     out = np.zeros(design.n)
-    for start in range(0, design.n, rows):
-        stop = min(start + rows, design.n)
+
+    def body(start: int, stop: int, scratches: tuple) -> None:
         batch = design.batch(start, stop, scratches, cpu)
         out[start:stop] = batch.blocks[0].eta(raw).numpy()
+
+    cpu.sum_blocks(design.n, rows, lambda: design.scratches(rows, cpu), body, _nothing)
     return out if design.offset is None else out + design.offset
+
+
+def _nothing(into: tuple, other: tuple) -> None:
+    """Merge workers that have written into one array, each its own rows."""
 
 
 def random_part(

@@ -12,8 +12,9 @@ from .coupling import Coupling
 from .criterion import Criterion, Point
 from .light import LazyPoint, LightCriterion, LightPoint, light
 from .products import Products, Vector
-from .small import LEAST_START, small_of
+from .small import LEAST_START, small_of, solve_moments
 from .sparse import SparseLayout
+from .structure import lower_factor
 
 __all__ = ["Found", "determined", "minimise", "moments"]
 
@@ -81,11 +82,8 @@ def moments(products: Products) -> np.ndarray:
             crossed = float((found * onto[i]).sum())
             A[i, j] = norms[i, j] - 2 * crossed + float((grams[i] * grams[j]).sum())
     A[k, k], c[k] = df, float(products.G[-1, -1])
-    scale = 1 / np.sqrt(np.diag(A).clip(1e-300))
-    solved = np.linalg.lstsq(A * scale[:, None] * scale, c * scale, rcond=1e-10)[0]
-    v = solved * scale
-    rest = max(v[k], 0.1 * c[k] / max(df, 1))
-    return np.clip(v[:k] / rest, LEAST_START, 1e6) if rest > 0 else np.ones(k)
+    v, rest = solve_moments(A, c, df)
+    return np.clip(v / rest, LEAST_START, 1e6) if rest > 0 else np.ones(k)
 
 
 def determined(products: Products) -> list[int]:
@@ -149,7 +147,7 @@ def starting(products: Products) -> np.ndarray:
             structure.terms, small.covariances(structure, df), strict=True
         ):
             x[term.params] = (
-                np.diag(V) if term.variances else _triangle(V)[term.triangle]
+                np.diag(V) if term.variances else lower_factor(V)[term.triangle]
             )
         return x
     v = moments(products)
@@ -201,7 +199,7 @@ def newton(
     while iteration < maxiter:
         iteration += 1
         H = _curvature(criterion, point, iteration, decrement)
-        step, decrement = _step(point, H, lower)
+        step, decrement = bounded_step(point, H, lower)
         if decrement <= _NEAR:
             # Next to a saddle steps are slow: it is left before it is reached.
             away = _out_of_corner(criterion, point)
@@ -254,7 +252,7 @@ def _differences(
     return (out + out.T) / 2
 
 
-def _step(
+def bounded_step(
     point: Point | LightPoint, H: np.ndarray, lower: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Newton step within the bounds, and its length in standard errors.
@@ -352,18 +350,9 @@ def _out_of_corner(criterion: Criterion, point: Point) -> Point | None:
         for size in (1e-1, 1e-2, 1e-3, 1e-4, 1e-6):
             V = root @ root.T + size * np.outer(direction, direction)
             x = point.x.copy()
-            grown = _triangle(V)
+            grown = lower_factor(V)
             x[term.params] = grown[term.triangle]
             new = criterion(x)
             if new.value < point.value - 1e-9:
                 return new
     return None
-
-
-def _triangle(V: np.ndarray) -> np.ndarray:
-    """Lower-triangular factor of a positive semi-definite matrix."""
-    values, vectors = np.linalg.eigh(V)
-    half = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
-    R = np.linalg.qr(half, mode="r")
-    signs = np.where(np.diag(R) < 0, -1.0, 1.0)
-    return (R * signs[:, None]).T

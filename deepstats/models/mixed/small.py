@@ -30,6 +30,8 @@ __all__ = [
     "small_fixed",
     "small_of",
     "small_products",
+    "solve_moments",
+    "squared_traces",
 ]
 
 #: Measured: from here on the elimination is quicker than one dense factor.
@@ -79,10 +81,7 @@ class Small:
             own = np.einsum("iaib->ab", net[at[j], at[j]].reshape(f.m, f.k, f.m, f.k))
             left[number, count] = left[count, number] = (own * D).sum()
         left[count, count], right[count] = df, self.A[-1, -1]
-        scale = 1 / np.sqrt(left.diagonal().clip(1e-300))
-        scaled = left * scale[:, None] * scale
-        found = np.linalg.lstsq(scaled, right * scale, rcond=1e-10)[0] * scale
-        rest = max(found[count], 0.1 * right[count] / max(df, 1))
+        found, rest = solve_moments(left, right, df)
         out = []
         place = 0
         for term in structure.terms:
@@ -137,6 +136,22 @@ class SmallProducts(Products):
         for item in fields(Products):
             vars(self).setdefault(item.name, getattr(whole, item.name))
         return getattr(self, name)
+
+
+def solve_moments(A: np.ndarray, c: np.ndarray, df: int) -> tuple[np.ndarray, float]:
+    """Solve equations of the method of moments, the residual variance's last.
+
+    Returns
+    -------
+    found : ndarray
+        Covariances; without the residual variance.
+    rest : float
+        Residual variance, kept off zero.
+    """
+    scale = 1 / np.sqrt(A.diagonal().clip(1e-300))
+    found = np.linalg.lstsq(A * scale[:, None] * scale, c * scale, rcond=1e-10)[0]
+    found = found * scale
+    return found[:-1], max(found[-1], 0.1 * c[-1] / max(df, 1))
 
 
 def squared_traces(
@@ -218,6 +233,7 @@ def small_fixed(design: Design, compute: Compute) -> tuple[LeastSquares, _Rows] 
     lengths = np.sqrt((triangle**2).sum(0))
     if not (triangle.diagonal() > _OWN * lengths).all():
         return None
+    sizes = np.linalg.svd(triangle / lengths, compute_uv=False)
     R, info = lapack.dtrtri(triangle)
     if info:
         return None
@@ -231,7 +247,7 @@ def small_fixed(design: Design, compute: Compute) -> tuple[LeastSquares, _Rows] 
         return None
     fixed = LeastSquares(
         torch.from_numpy(params), torch.from_numpy(R @ R.T), ssr,
-        list(range(p)), 1.0, "QR",
+        list(range(p)), float(sizes[0] / sizes[-1]), "QR",
     )  # fmt: skip
     return fixed, _Rows(Q, np.ascontiguousarray(R), e, root)
 

@@ -13,7 +13,7 @@ triangle of its factor, column by column.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +23,7 @@ from ...design import RandomTerm
 from ...errors import ModelError
 from ...matrix import ModelMatrix
 
-__all__ = ["Factor", "Structure", "Term", "kind_of"]
+__all__ = ["Factor", "Structure", "Term", "fresh_label", "kind_of", "lower_factor"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,22 +213,26 @@ class Structure:
         signs = np.where(np.diag(root) < 0, -1.0, 1.0)
         return root * signs
 
-    def theta(self, x: np.ndarray) -> dict[str, float]:
-        """Entries of the relative factors, in the order and with the names of lme4."""
-        roots = self.raw_roots(x)
-        order = sorted(
+    @cached_property
+    def order(self) -> list[int]:
+        """Terms by decreasing number of levels, ties as in the formula: as lme4."""
+        return sorted(
             range(len(self.terms)),
             key=lambda j: (-self.factors[self.terms[j].factor].m, j),
         )
+
+    def theta(self, x: np.ndarray) -> dict[str, float]:
+        """Entries of the relative factors, in the order and with the names of lme4."""
+        roots = self.raw_roots(x)
         out = {}
-        for j in order:
+        for j in self.order:
             term, root = self.terms[j], roots[j]
             name = self.factors[term.factor].name
             for r, c in zip(*term.triangle, strict=True):
                 if term.kind == "diag" and r != c:
                     continue
                 label = term.names[r] if r == c else f"{term.names[r]}.{term.names[c]}"
-                out[_fresh(out, f"{name}.{label}")] = float(root[r, c])
+                out[fresh_label(out, f"{name}.{label}")] = float(root[r, c])
         return out
 
     def from_raw_roots(self, roots: Sequence[np.ndarray]) -> np.ndarray:
@@ -337,10 +341,19 @@ def _standardisation(gram: np.ndarray, kind: str) -> np.ndarray:
     return scale[:, None] * np.linalg.cholesky(inverse)
 
 
-def _fresh(taken: dict[str, float], label: str) -> str:
+def fresh_label(taken: Container[str], label: str) -> str:
     """Return a label not taken yet: terms may repeat a column."""
     number, out = 1, label
     while out in taken:
         number += 1
         out = f"{label}.{number}"
     return out
+
+
+def lower_factor(V: np.ndarray) -> np.ndarray:
+    """Lower-triangular factor of a positive semi-definite matrix."""
+    values, vectors = np.linalg.eigh(V)
+    half = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+    R = np.linalg.qr(half, mode="r")
+    signs = np.where(np.diag(R) < 0, -1.0, 1.0)
+    return (R * signs[:, None]).T

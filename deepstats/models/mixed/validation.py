@@ -13,7 +13,7 @@ from scipy import linalg
 from ...compute import one_thread
 from ...design import Grouping
 from ...errors import DesignError, listed
-from .diagnostics import _without
+from .diagnostics import fit_without
 from .fitted import Fitted
 from .products import Vector
 from .rowvariance import Rows
@@ -173,7 +173,7 @@ def _judge(
     design = results.model.design
     gone = np.zeros(design.n, dtype=bool)
     gone[out] = True
-    fitted, kept = _without(results, gone, f"fold {fold}")
+    fitted, kept = fit_without(results, gone, f"fold {fold}")
     if len(kept) < design.X.k:
         lost = [n for j, n in enumerate(design.X.names) if j not in kept]
         raise DesignError(

@@ -19,7 +19,7 @@ from deepstats.models.mixed.replicates import (
     refit_many,
 )
 from deepstats.models.mixed.responses import RowSpace
-from deepstats.models.mixed.search import _step
+from deepstats.models.mixed.search import bounded_step
 from deepstats.models.mixed.together import Together
 
 from .data import load
@@ -120,7 +120,7 @@ def test_the_first_step_is_that_of_each_search(case, sigma):
     for number in range(3):
         criterion = Criterion(responses.products(products, number), True, sigma)
         point = criterion(x)
-        step, _ = _step(point, point.information, structure.lower)
+        step, _ = bounded_step(point, point.information, structure.lower)
         expected = np.maximum(x - step, structure.lower)
         np.testing.assert_allclose(found[number], expected, rtol=1e-9)
 

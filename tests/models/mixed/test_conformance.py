@@ -108,9 +108,9 @@ def at(result: MixedResults, theta: Mapping[str, float]) -> MixedResults:
 
 
 def _parameters(result: MixedResults, theta: Mapping[str, float]) -> np.ndarray:
-    from deepstats.models.mixed.model import _given
+    from deepstats.models.mixed.model import parameters_of
 
-    return _given(result.mixed.structure, theta)
+    return parameters_of(result.mixed.structure, theta)
 
 
 def _group(name: str) -> str:

@@ -452,9 +452,9 @@ def at_theta(name: str):
     dense = Dense(fit(name))
     theta, names = stored["theta"], list(best.structure.theta(best.x))
     values = dict(zip(names, theta.values(), strict=True))
-    from deepstats.models.mixed.model import _given
+    from deepstats.models.mixed.model import parameters_of
 
-    point = best.criterion(_given(best.structure, values))
+    point = best.criterion(parameters_of(best.structure, values))
     found = Found(point, True, 0, 0, 0.0, "given")
     assert dense.n == stored["nobs"]
     return model.results(Fitted(found, best.criterion, best.compute))

@@ -15,14 +15,14 @@ import pytest
 
 from deepstats.errors import DesignError, RankWarning, SingularFitWarning
 from deepstats.models.mixed import LinearMixed, MixedResults
-from deepstats.models.mixed.model import _given
+from deepstats.models.mixed.model import parameters_of
 
 from .data import fit, load
 
 
 def deviance(result: MixedResults, theta: list[float]) -> float:
     """Return the criterion at relative factors in lme4's order."""
-    return result.mixed.criterion(_given(result.mixed.structure, theta)).value
+    return result.mixed.criterion(parameters_of(result.mixed.structure, theta)).value
 
 
 def assert_no_worse(result: MixedResults, theirs: float) -> None:
