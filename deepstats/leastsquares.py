@@ -90,7 +90,8 @@ def least_squares(
     Problems, chapter 2.
     """
     n, k = design.X.shape
-    if extended and n * k * k <= _EXTENDED_ALWAYS:
+    # Without columns there are no cross-products to factorise.
+    if (extended or not k) and n * k * k <= _EXTENDED_ALWAYS:
         return _by_householder(design, compute)
     gram, moment, squares = _cross_products(design, compute)
     d = gram.diagonal().clamp_min(1e-300).rsqrt()

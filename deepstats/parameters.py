@@ -85,4 +85,4 @@ class Parameters:
 
     def _positive(self, like: Tensor) -> Tensor:
         flags = [b.positive for b in self.blocks for _ in b.labels]
-        return torch.tensor(flags, device=like.device)
+        return torch.tensor(flags, dtype=torch.bool, device=like.device)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .blocks import apply, multiply, multiply_transposed
-from .dense import gather, gram
+from .dense import gather
+from .grams import ROUNDING, WeightedGrams
 from .rest import Layout
 from .sparse import SparseLayout
 
@@ -25,6 +26,8 @@ __all__ = ["Coupling", "Dense", "Pairs", "choose"]
 
 # A dense C may have so many elements.
 _MOST_DENSE = 400_000_000
+# Up to this share of entries a sparse matrix by a few columns is the quicker one.
+_SPARSE = 0.25
 # Measured: listed once and read twice a step, a pair costs as much as so many
 # operations of the products of a dense C.
 _FLOPS_A_PAIR = 700
@@ -35,8 +38,16 @@ class Coupling(ABC):
     """C, shape (K, m, columns): one K-row block a level."""
 
     @abstractmethod
-    def schur(self, W: Tensor) -> Tensor:
-        """``sum_i C_i' W_i C_i`` as `Layout` holds it, on and below the diagonal."""
+    def schur(self, W: Tensor, error: float = ROUNDING) -> Tensor:
+        """``sum_i C_i' W_i C_i`` as `Layout` holds it, on and below the diagonal.
+
+        Parameters
+        ----------
+        W : Tensor, shape (K, K, m)
+            Positive semi-definite.
+        error : float
+            How far off W may be taken, relatively, where that is quicker.
+        """
 
     @abstractmethod
     def quadratic(self, inner: Tensor) -> Tensor:
@@ -47,8 +58,17 @@ class Coupling(ABC):
         """Whether `trace` reads what is above the diagonal of a matrix."""
         return False
 
-    def trace(self, inner: Tensor, F: Tensor) -> Tensor:
-        """``sum_i F_i' C_i inner C_i' F_i`` of a symmetric matrix; shape (K, K)."""
+    def trace(self, inner: Tensor, F: Tensor, slack: float = 0.0) -> Tensor:
+        """``sum_i F_i' C_i inner C_i' F_i``; shape (K, K).
+
+        Parameters
+        ----------
+        inner : Tensor
+            Symmetric and positive semi-definite.
+        F : Tensor, shape (K, K, m)
+        slack : float, default 0
+            How far off the result may be, where that is quicker.
+        """
         Q = self.quadratic(inner)
         return multiply(multiply_transposed(F, Q), F).sum(2)
 
@@ -66,36 +86,34 @@ class Coupling(ABC):
 
 
 class Dense(Coupling):
-    """C as a dense tensor."""
+    """C as a dense tensor.
 
-    def __init__(self, C: Tensor) -> None:
+    Parameters
+    ----------
+    C : Tensor, shape (K, m, columns)
+    pattern : scipy.sparse.csr_matrix, shape (m, columns), optional
+        Where it may have entries: on a CPU a few are multiplied alone.
+    """
+
+    def __init__(self, C: Tensor, pattern: sp.csr_matrix | None = None) -> None:
         self.C = C
         self.flat = C.reshape(-1, C.shape[2])
-        self._last: tuple[Tensor, Tensor] | None = None
-        self._scaled: Tensor | None = None  # Kept: fresh pages cost as much as this.
+        self._grams = WeightedGrams(self.flat)
+        self._entries: _Entries | None = None
+        few = pattern is not None and pattern.nnz <= _SPARSE * C[0].numel()
+        if few and C.is_cpu:
+            self._entries = _Entries(_read(C, pattern), C.device)
 
     @property
     def needs_full(self) -> bool:
         """Whether `trace` reads what is above the diagonal of a matrix."""
         return len(self.C) > 1
 
-    def schur(self, W: Tensor) -> Tensor:
+    def schur(self, W: Tensor, error: float = ROUNDING) -> Tensor:
         """Return ``C' W C``, on and below the diagonal at least."""
         if len(W) == 1:
-            return self._gram(W[0, 0].sqrt())[None]
+            return self._grams.gram(W[0, 0], error)[None]
         return (self.flat.T @ apply(W, self.C).reshape(self.flat.shape))[None]
-
-    def _gram(self, scale: Tensor) -> Tensor:
-        """``C' diag(scale^2) C`` below the diagonal, zero above; the last is kept.
-
-        The gradient and the second derivatives of one point ask for the same.
-        """
-        if self._last is None or not torch.equal(self._last[0], scale):
-            if self._scaled is None:
-                self._scaled = torch.empty_like(self.flat)
-            torch.mul(self.flat, scale[:, None], out=self._scaled)
-            self._last = scale, gram(self._scaled).tril_()
-        return self._last[1]
 
     def quadratic(self, inner: Tensor) -> Tensor:
         """Return ``C_i inner C_i'``."""
@@ -107,25 +125,28 @@ class Dense(Coupling):
                 out[a, b] = out[b, a] = torch.linalg.vecdot(product[a], self.C[b])
         return out
 
-    def trace(self, inner: Tensor, F: Tensor) -> Tensor:
+    def trace(self, inner: Tensor, F: Tensor, slack: float = 0.0) -> Tensor:
         """Return ``sum_i F_i' C_i inner C_i' F_i``."""
         if len(F) > 1:
             return super().trace(inner, F)
-        product = self._gram(F[0, 0].abs())
-        twice = 2 * torch.vdot(product.view(-1), inner[0].reshape(-1))
-        return (twice - product.diagonal() @ inner[0].diagonal()).view(1, 1)
+        found = self._grams.inner(F[0, 0] ** 2, inner[0], slack)
+        return torch.full_like(F[:, :, 0], found)
 
     def times(self, V: Tensor) -> Tensor:
         """Return ``C V``."""
+        if self._entries is not None:
+            return self._entries.times(V)
         return (self.flat @ V).reshape(*self.C.shape[:2], V.shape[1])
 
     def transposed(self, V: Tensor) -> Tensor:
         """Return ``C' V``."""
+        if self._entries is not None:
+            return self._entries.transposed(V)
         return gather(self.flat, V.reshape(len(self.flat), V.shape[2]))
 
     def norms(self, at: slice) -> float:
         """Sum of squares of some columns."""
-        return float((self.C[:, :, at] ** 2).sum())
+        return float(torch.linalg.vector_norm(self.C[:, :, at])) ** 2
 
 
 class Pairs(Coupling):
@@ -158,12 +179,12 @@ class Pairs(Coupling):
         self._pick = _Sparse(
             sp.csr_matrix((share[order], column[order], indptr), shape), device
         )
-        self._parts = [_Sparse(p, device) for p in parts]
+        self._entries = _Entries(parts, device)
         squares = sum(p.multiply(p) for p in parts)
         self._norms = np.asarray(squares.sum(axis=0)).ravel()
 
-    def schur(self, W: Tensor) -> Tensor:
-        """Return ``C' W C``, on and below the diagonal."""
+    def schur(self, W: Tensor, error: float = ROUNDING) -> Tensor:
+        """Return ``C' W C``, on and below the diagonal; always exact."""
         rows, columns = np.tril_indices(self.k)
         weights = W[rows, columns].T.reshape(-1)
         return self._sum.transposed(weights).view(self.layout.shape)
@@ -178,15 +199,28 @@ class Pairs(Coupling):
 
     def times(self, V: Tensor) -> Tensor:
         """Return ``C V``."""
-        return torch.stack([p.times(V) for p in self._parts])
+        return self._entries.times(V)
 
     def transposed(self, V: Tensor) -> Tensor:
         """Return ``C' V``."""
-        return sum(p.transposed(v) for p, v in zip(self._parts, V, strict=True))
+        return self._entries.transposed(V)
 
     def norms(self, at: slice) -> float:
         """Sum of squares of some columns."""
         return float(self._norms[at].sum())
+
+
+class _Entries:
+    """C as sparse matrices, one for each of the K rows of a level's block."""
+
+    def __init__(self, parts: list[sp.csr_matrix], device: torch.device) -> None:
+        self.parts = [_Sparse(part, device) for part in parts]
+
+    def times(self, V: Tensor) -> Tensor:
+        return torch.stack([part.times(V) for part in self.parts])
+
+    def transposed(self, V: Tensor) -> Tensor:
+        return sum(part.transposed(v) for part, v in zip(self.parts, V, strict=True))
 
 
 class _Sparse:
@@ -217,6 +251,19 @@ def _to_torch(matrix: sp.csr_matrix, device: torch.device) -> Tensor:
         torch.from_numpy(matrix.data),
         size=matrix.shape,
     ).to(device)
+
+
+def _read(C: Tensor, pattern: sp.csr_matrix) -> list[sp.csr_matrix]:
+    """Return the entries of C that a pattern names."""
+    columns = pattern.indices.astype(np.int64)
+    rows = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
+    at = torch.from_numpy(rows * pattern.shape[1] + columns)
+    return [
+        sp.csr_matrix(
+            (part.view(-1)[at].numpy(), pattern.indices, pattern.indptr), pattern.shape
+        )
+        for part in C
+    ]
 
 
 def _list_pairs(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DDF",
     "KenwardRoger",
+    "approximate_f",
     "coefficient_df",
     "contrast_table",
     "contrast_test",
@@ -120,18 +121,31 @@ class KenwardRoger:
         t = np.trace(U, axis1=1, axis2=2)
         A1 = float(t @ self.W @ t)
         A2 = float((self.W * np.einsum("aij,bji->ab", U, U)).sum())
-        if A2 <= 0:
-            return np.inf, 1.0
-        B = (A1 + 6 * A2) / (2 * q)
-        g = ((q + 1) * A1 - (q + 4) * A2) / ((q + 2) * A2)
-        below = 3 * q + 2 * (1 - g)
-        V0 = 1 + g / below * B
-        V1 = 1 - (q - g) / below * B
-        V2 = 1 - (q + 2 - g) / below * B
-        ratio = 1.0 if max(abs(1 - A2 / q), abs(V1)) < 1e-10 else (1 - A2 / q) / V1
-        rho = ratio**2 * (0.0 if abs(V0) < 1e-10 else V0) / V2 / q
-        df = 4 + (q + 2) / (q * rho - 1)
-        return df, 1.0 if abs(df - 2) < 1e-2 else df * (1 - A2 / q) / (df - 2)
+        return approximate_f(A1, A2, q)
+
+
+def approximate_f(A1: float, A2: float, q: int) -> tuple[float, float]:
+    """Denominator degrees of freedom and scale of F from Kenward and Roger's A1, A2.
+
+    Parameters
+    ----------
+    A1, A2 : float
+        Of the approximate mean and variance of the Wald statistic.
+    q : int
+        Restrictions.
+    """
+    if A2 <= 0:
+        return np.inf, 1.0
+    B = (A1 + 6 * A2) / (2 * q)
+    g = ((q + 1) * A1 - (q + 4) * A2) / ((q + 2) * A2)
+    below = 3 * q + 2 * (1 - g)
+    V0 = 1 + g / below * B
+    V1 = 1 - (q - g) / below * B
+    V2 = 1 - (q + 2 - g) / below * B
+    ratio = 1.0 if max(abs(1 - A2 / q), abs(V1)) < 1e-10 else (1 - A2 / q) / V1
+    rho = ratio**2 * (0.0 if abs(V0) < 1e-10 else V0) / V2 / q
+    df = 4 + (q + 2) / (q * rho - 1)
+    return df, 1.0 if abs(df - 2) < 1e-2 else df * (1 - A2 / q) / (df - 2)
 
 
 @one_thread()

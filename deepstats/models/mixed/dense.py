@@ -10,7 +10,7 @@ import torch
 from scipy.linalg import blas, lapack
 from torch import Tensor
 
-__all__ = ["cholesky", "gather", "gram", "inverse_from", "mirror", "product"]
+__all__ = ["add_gram", "cholesky", "gather", "inverse_from", "mirror", "product"]
 
 _SQUARE = 1024
 
@@ -29,11 +29,12 @@ def cholesky(A: Tensor) -> tuple[Tensor, bool]:
     return found, int(info) == 0
 
 
-def gram(A: Tensor) -> Tensor:
-    """``A'A``, on and below the diagonal; on a CPU half the work of a product."""
+def add_gram(A: Tensor, to: Tensor) -> None:
+    """Add ``A'A``, on and below the diagonal; on a CPU half the work of a product."""
     if A.is_cpu:
-        return torch.from_numpy(blas.dsyrk(1.0, A.numpy().T, lower=0).T)
-    return A.T @ A
+        blas.dsyrk(1.0, A.numpy().T, 1.0, to.numpy().T, lower=0, overwrite_c=1)
+    else:
+        to.addmm_(A.T, A)
 
 
 def product(A: Tensor, B: Tensor) -> Tensor:

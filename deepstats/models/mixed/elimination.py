@@ -40,6 +40,9 @@ __all__ = ["Factorisation", "factorise"]
 # Below this standardised standard deviation dividing by it would lose digits: by its
 # square for a scalar, by its fourth power for the least dimension of a vector.
 _SMALL, _SMALL_OF_VECTOR = 1e-3, 3e-2
+# What is not exact in a derivative may be this share of it: as little as rounding in
+# the first, which ends the search, and nothing that shows in the second.
+_FIRST, _SECOND = 1e-13, 1e-10
 
 
 @dataclass(eq=False)
@@ -107,8 +110,8 @@ class Factorisation:
                 )
             if stage.C is not None:
                 rest = rest - stage.C.transposed(t)
-            XY = stage.XY[:, :, :-1].reshape(-1, X.shape[0])
-            X = X - XY.T @ t.reshape(-1, t.shape[2])
+            XY = stage.XY[:, :, :-1].flatten(0, 1)
+            X = X - XY.T @ t.flatten(0, 1)
         rest, X = self.rest.solve(rest, X)
         for number in range(len(self.stages) - 1, -1, -1):
             stage = self.stages[number]
@@ -244,12 +247,17 @@ class Factorisation:
         )
 
     def _trace_through_rest(
-        self, stage: _Eliminated, inner: RestInverse, F: Tensor, with_x: bool
+        self,
+        stage: _Eliminated,
+        inner: RestInverse,
+        F: Tensor,
+        with_x: bool,
+        slack: float,
     ) -> Tensor:
-        """``sum_i F_i'Q_iF_i`` of the first stage."""
+        """``sum_i F_i'Q_iF_i`` of the first stage, off by `slack` at most."""
         out = F.new_zeros(len(F), len(F))
         if stage.C is not None:
-            out = stage.C.trace(inner.zz, F)
+            out = stage.C.trace(inner.zz, F, slack)
         if with_x:
             X = stage.XY[:, :, :-1]
             product = X @ inner.xx
@@ -311,7 +319,8 @@ class Factorisation:
             F, Q = identity_plus_minus(stage), Qs[number]
             H = multiply(stage.D, F).sum(2)
             if Q is None:
-                H = H - self._trace_through_rest(stage, inner, F, with_x)
+                slack = _FIRST * float(H.diagonal().sum())
+                H = H - self._trace_through_rest(stage, inner, F, with_x, slack)
             else:
                 H = H - multiply(multiply_transposed(F, Q), F).sum(2)
             out[self.products.stage_factors[number]] = H
@@ -359,7 +368,7 @@ class Factorisation:
         X = stage.XY[:, :, : K.shape[0] - q]
         FX = apply(f * f, X)
         T = torch.empty_like(K)
-        T[:q, :q] = stage.C.schur(f * f)[0]
+        T[:q, :q] = stage.C.schur(f * f, _SECOND)[0]
         mirror(T[:q, :q])
         T[:q, q:] = stage.C.transposed(FX)
         T[q:, :q] = T[:q, q:].T
@@ -368,10 +377,12 @@ class Factorisation:
         size = len(roots)
         out = np.full((size, size), np.nan)
         (first,) = products.stage_factors
-        mixed = self._trace_through_rest(stage, inner, f * h.sqrt(), with_x)
-        out[first, first] = float(
-            (h**2).sum() - 2 * mixed.sum() + torch.vdot(TK.T.reshape(-1), TK.view(-1))
+        own = float((h**2).sum())
+        mixed = self._trace_through_rest(
+            stage, inner, f * h.sqrt(), with_x, _SECOND * own
         )
+        through = torch.vdot(TK.T.reshape(-1), TK.view(-1))
+        out[first, first] = own - 2 * float(mixed) + float(through)
         squares = (TK * K).sum(0)
         for one, i in below:
             rows = products.rest_at(one)

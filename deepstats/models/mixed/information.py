@@ -159,7 +159,7 @@ class Curvature:
         X = stage.XY[:, :, :p].contiguous()
         WX = apply(stage.W, X)
         M = (X - apply(stage.D, WX)).cpu().numpy()
-        S = self.products.G[:p, :p] - X.reshape(-1, p).T @ WX.reshape(-1, p)
+        S = self.products.G[:p, :p] - X.flatten(0, 1).T @ WX.flatten(0, 1)
         C = np.linalg.inv(S.cpu().numpy())
         return [M @ C], C
 
@@ -174,7 +174,7 @@ class Curvature:
                 k = len(part)
                 gram = _gram(part).transpose(0, 2, 1, 3).reshape(k * k, p * p)
                 D = np.stack([directions[a][1].ravel() for a in rows])
-                out[rows] = (D @ gram).reshape(-1, p, p)
+                out[rows] = (D @ gram).reshape(len(rows), p, p)
         return out
 
     @cached_property
@@ -198,12 +198,12 @@ class Curvature:
         """``U'Z'PZ U`` of columns given by factor, each (K, m, c)."""
         if self._one:
             N, C = self._weights
-            U, c, p = parts[0], parts[0].shape[2], len(C)
-            HU = np.einsum("rsm,smc->rmc", self._own, U)
-            MU = np.linalg.solve(C, N[0].reshape(-1, p).T @ U.reshape(-1, c))
-            return U.reshape(-1, c).T @ HU.reshape(-1, c) - MU.T @ C @ MU
+            HU = np.einsum("rsm,smc->rmc", self._own, parts[0])
+            U, HU, M = (_flat(part) for part in (parts[0], HU, N[0]))
+            MU = np.linalg.solve(C, M.T @ U)
+            return U.T @ HU - MU.T @ C @ MU
         if self._few:
-            U = np.concatenate([part.reshape(-1, part.shape[2]) for part in parts])
+            U = np.concatenate([_flat(part) for part in parts])
             return U.T @ self._whole @ U
         return self._project(parts)
 
@@ -296,8 +296,9 @@ class Curvature:
             four = four - cross - cross.T
             p = len(C)
             gram = _gram(N).transpose(0, 2, 1, 3).reshape(k * k, p * p)
-            T = (D.reshape(-1, k * k) @ gram).reshape(-1, p, p) @ S
-            rest = T.reshape(-1, p * p) @ T.transpose(0, 2, 1).reshape(-1, p * p).T
+            T = (D.reshape(len(D), k * k) @ gram).reshape(len(D), p, p) @ S
+            turned = T.transpose(0, 2, 1).reshape(len(D), p * p)
+            rest = T.reshape(len(D), p * p) @ turned.T
         # D_a[r, s] H[s, t] D_b[t, u] H[u, r]
         middle = four.reshape(k, k, k, k).transpose(3, 0, 1, 2).reshape(k * k, k * k)
         D = D.reshape(len(D), k * k)
@@ -308,7 +309,7 @@ class Curvature:
         factors, places, H = self.structure.factors, self._places, self._whole
         if not self.reml:
             parts, C = self._weights
-            N = np.concatenate([part.reshape(-1, len(C)) for part in parts])
+            N = np.concatenate([_flat(part) for part in parts])
             H = H + N @ np.linalg.solve(C, N.T)
         out = np.zeros((len(directions), len(directions)))
         for i, one in enumerate(factors):
@@ -410,6 +411,12 @@ def pseudo_inverse(H: np.ndarray) -> np.ndarray:
     keep = values > _ZERO * max(values[-1], 1e-300)
     half = vectors[:, keep] * d[:, None]
     return (half / values[keep]) @ half.T
+
+
+def _flat(part: np.ndarray) -> np.ndarray:
+    """Levels below one another: (K, m, c) gives (K m, c), also without columns."""
+    k, m, c = part.shape
+    return part.reshape(k * m, c)
 
 
 def _gram(part: np.ndarray) -> np.ndarray:

@@ -137,17 +137,15 @@ class LightPoint:
         products = self.criterion.products
         corner = self.criterion._corner(self)
         p = len(corner) - 1
-        own, _ = lapack.dtrtrs(
-            np.asfortranarray(corner[:p, :p]), corner[p, :p], lower=1, trans=1
-        )
-        return products.center.numpy() + products.R.numpy() @ own.ravel()
+        own = _solved(corner[:p, :p], corner[p, :p], trans=1)
+        return products.center.numpy() + products.R.numpy() @ own
 
     @property
     def cov_beta(self) -> np.ndarray:
         """``(X'Sigma^-1 X)^-1`` of the columns of the design."""
         corner, R = self.criterion._corner(self), self.criterion.products.R.numpy()
         p = len(R)
-        half, _ = lapack.dtrtrs(np.asfortranarray(corner[:p, :p]), R.T, lower=1)
+        half = _solved(corner[:p, :p], R.T)
         return half.T @ half
 
     @cached_property
@@ -244,8 +242,8 @@ class DenseCriterion(LightCriterion):
             if k == 1:
                 out[at] *= root[0, 0]
             else:
-                part = V[at].reshape(-1, k, V.shape[1])
-                out[at] = (root @ part).reshape(-1, V.shape[1])
+                part = V[at].reshape(len(out[at]) // k, k, -1)
+                out[at] = (root @ part).reshape(out[at].shape)
         return out
 
     def _both(self, roots: list[np.ndarray], A: np.ndarray) -> np.ndarray:
@@ -273,8 +271,7 @@ class DenseCriterion(LightCriterion):
         L = np.asfortranarray(point.state[0][:d, :d])
         unit = np.zeros((d, d - q))
         unit[q:] = np.eye(d - q)
-        half, _ = lapack.dtrtrs(L, unit, lower=1)
-        back, _ = lapack.dtrtrs(L, half, lower=1, trans=1)
+        back = _solved(L, _solved(L, unit), trans=1)
         solution = self._rows(point.roots, back)
         found = self.A[:q, :d] @ solution
         parts = [
@@ -414,12 +411,7 @@ class OneFactorCriterion(LightCriterion):
     def _modes(self, point: LightPoint) -> list[np.ndarray]:
         L = point.state[1]
         p = len(L) - 1
-        beta = np.zeros(0)
-        if p:
-            beta, _ = lapack.dtrtrs(
-                np.asfortranarray(L[:p, :p]), L[p, :p], lower=1, trans=1
-            )
-        r = self.XY[:, :, -1] - self.X @ beta.ravel()
+        r = self.XY[:, :, -1] - self.X @ _solved(L[:p, :p], L[p, :p], trans=1)
         F = self._inner(point)[0]
         return [_apply(F.transpose(1, 0, 2), r[:, :, None])[:, :, 0]]
 
@@ -480,6 +472,14 @@ def _regular_inverse(root: np.ndarray) -> np.ndarray | None:
         return None
     back = np.linalg.inv(root) if len(root) > 1 else 1 / root
     return back if np.abs(back).max() < 1 / _SMALL else None
+
+
+def _solved(L: np.ndarray, b: np.ndarray, trans: int = 0) -> np.ndarray:
+    """``L^-1 b``, or with the transpose of L; of no rows where there are none."""
+    if not b.size:
+        return np.zeros(b.shape)
+    found, _ = lapack.dtrtrs(np.asfortranarray(L), b, lower=1, trans=trans)
+    return found.reshape(b.shape)
 
 
 def _inverse_from(L: np.ndarray, size: int) -> np.ndarray:

@@ -113,10 +113,6 @@ class LinearMixed(RegressionModel):
                 f"{design.n_zero_weight} weights are zero: such rows say nothing; "
                 "leave them out."
             )
-        if not design.X.k:
-            raise DesignError(
-                "the fixed part is empty; keep at least an intercept: y ~ 1 + (1 | g)."
-            )
         for one, two in combinations(design.random, 2):
             if _alike(one, two):
                 raise DesignError(
@@ -160,9 +156,10 @@ class LinearMixed(RegressionModel):
                 self.design = self.design.select_columns(fixed.kept)
             self._check_scale(fixed)
             if fixed.ssr <= 1e-24 * max(float(np.square(self.design.y).sum()), 1e-300):
+                what = "fixed effects fit" if names else "offset fits"
                 raise DesignError(
-                    "the fixed effects fit the response exactly; there is nothing "
-                    "left for random effects."
+                    f"the {what} the response exactly; there is nothing left for "
+                    "random effects."
                 )
             grams = [self._gram(r) for r in self.design.random]
             structure = Structure.build(self.design.random, grams)

@@ -46,10 +46,14 @@ def mixed_summary(results: MixedResults, alpha: float = 0.05) -> Summary:
         Pairs(tuple(_header(results)), columns=2),
         _residual_table(results),
         _random_table(results),
-        _fixed_table(results, alpha),
-        *_correlation_tables(results),
     ]
-    if notes := results._notes():
+    notes = list(results._notes())
+    if _all_columns(results):
+        blocks += [_fixed_table(results, alpha), *_correlation_tables(results)]
+    else:
+        mean = "zero" if results.model.design.offset is None else "the offset"
+        notes.insert(0, f"No fixed effects: the mean is {mean}.")
+    if notes:
         blocks.append(Notes(tuple(notes)))
     return Summary(results.model_name, results.formula_text, tuple(blocks))
 

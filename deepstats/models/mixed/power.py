@@ -17,28 +17,18 @@ from ...expressions import expression_variables
 from ...formula import Formula
 from ...frame import Table
 from .bootstrap import parameter_frame, simulated, start_of
-from .criterion import Criterion
-from .degrees import DDF, contrast_test
-from .fitted import Fitted
+from .degrees import DDF
 from .model import LinearMixed, parameters_of
-from .products import Products
+from .refits import Refits
 from .replicates import Refitted, at_once, refit_many
-from .responses import Responses, RowSpace
+from .responses import RowSpace
 from .results import MixedResults
 from .rows import fixed_part
-from .search import minimise
 from .structure import Structure
 from .terms import FixedColumns
-from .together import Together
 
 __all__ = ["power"]
 
-# Differences reach this far, in units of 1 / sqrt(curvature); curvature below this
-# share of the largest counts as none: as in `rowvariance`.
-_STEP = 1e-3
-_FLAT = 1e-8
-# Restrictions whose variance is below this share of the largest repeat others.
-_RANK = 1.5e-8
 _WEIGHTS = "_weights_of_the_fit"
 
 
@@ -98,7 +88,7 @@ def power(
         Simulations of each design.
     alpha : float, default 0.05
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
-        Of the test. "kenward-roger" is not batched and takes longest.
+        Of the test.
     reml : bool, default True
     level : float, default 0.95
         Of the interval of the power.
@@ -426,6 +416,8 @@ class _Simulation:
                 found = columns.marginal(term)
                 if len(found):
                     return found
+        if not names:
+            raise ModelError("the fixed part is empty: it has nothing to test.")
         terms = [t.name for t in columns.terms if t.factors]
         raise ValueError(
             f"test={test!r} is neither a coefficient ({listed(names, 20)}) nor a term "
@@ -448,7 +440,8 @@ class _Simulation:
             Y = simulated(design, mean, self.roots, self.sigma, size, generator)
             responses = space.meet(Y)
             found = refit_many(products, responses, self.reml, model.sigma, start)
-            pvalues.append(self._pvalues(responses, found))
+            fits = Refits(model, self.reml, [(responses, found)])
+            pvalues.append(fits.wald_pvalues(self.R, self.ddf))
             parts.append(found)
         found, p = Refitted.joined(parts), np.concatenate(pvalues)
         good = found.converged
@@ -465,116 +458,6 @@ class _Simulation:
             "singular": float(found.singular[good].mean()) if kept else np.nan,
             "failed": count - kept,
         }  # fmt: skip
-
-    def _pvalues(self, responses: Responses, found: Refitted) -> np.ndarray:
-        """Two-sided p-values of every replicate; NaN where it did not converge."""
-        if self.ddf == "kenward-roger" or (
-            self.ddf == "satterthwaite" and not Together.pays(self.products)
-        ):
-            return self._one_by_one(responses, found)
-        beta, C = found.beta, np.nan_to_num(found.cov_beta)
-        values, vectors = np.linalg.eigh(self.R @ C @ self.R.T)
-        keep = values > _RANK * values[:, -1:]
-        turned = vectors.transpose(0, 2, 1) @ self.R
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t2 = np.einsum("rqp,rp->rq", turned, beta) ** 2 / values
-        q = keep.sum(1)
-        F = np.where(keep, t2, 0.0).sum(1) / np.maximum(q, 1)
-        if self.ddf == "normal":
-            p = special.chdtrc(q, q * F)
-        elif self.ddf == "residual":
-            p = special.fdtrc(q, self.products.n - self.products.p, F)
-        else:
-            problem = Together(self.products, responses, self.reml, self.model.sigma)
-            nu = _satterthwaite(problem, found.x, turned)
-            p = special.fdtrc(q, _joint_df(nu, keep), F)
-        return np.where(found.converged, p, np.nan)
-
-    def _one_by_one(self, responses: Responses, found: Refitted) -> np.ndarray:
-        """Test by results of their own."""
-        out = np.full(len(found.x), np.nan)
-        for number in np.flatnonzero(found.converged):
-            products: Products = responses.products(self.products, number)
-            criterion = Criterion(products, self.reml, self.model.sigma)
-            search = minimise(criterion, found.x[number])
-            fitted = Fitted(search, criterion, self.model.compute)
-            results = self.model.results(fitted, self.ddf)
-            out[number] = contrast_test(
-                results, self.R, np.zeros(len(self.R)), True
-            ).pvalue
-        return out
-
-
-def _satterthwaite(problem: Together, x: np.ndarray, turned: np.ndarray) -> np.ndarray:
-    """Degrees of freedom of contrasts of every replicate.
-
-    As `degrees.satterthwaite`, with derivatives by differences of all replicates
-    at once.
-
-    Parameters
-    ----------
-    problem : Together
-    x : ndarray, shape (R, k)
-        Optima.
-    turned : ndarray, shape (R, q, p)
-        Contrasts.
-
-    Returns
-    -------
-    ndarray, shape (R, q)
-    """
-    lower, which = problem.structure.lower, np.arange(len(x))
-    x = np.where(np.isfinite(x), x, 1.0)
-
-    def variances(point: Any) -> np.ndarray:
-        return np.einsum("rqi,rij,rqj->rq", turned, point.cov_beta, turned)
-
-    here = problem(x, which)
-    v, free = variances(here), x > lower
-    k = x.shape[1]
-    H, g = np.zeros((len(x), k, k)), np.zeros((*v.shape, k))
-    for j in range(k):
-        curved = np.maximum(here.information[:, j, j], 1e-300)
-        h = np.minimum(_STEP / np.sqrt(curved), _STEP * np.maximum(np.abs(x[:, j]), 1))
-        h = np.minimum(h, (x[:, j] - lower[j]) / 2)
-        # One at zero is held there: any step will do, its result is not used.
-        h = np.where(free[:, j], h, _STEP)
-        step = h[:, None] * (np.arange(k) == j)
-        above, below = (
-            problem(x + step, which),
-            problem(np.maximum(x - step, lower), which),
-        )
-        width = 2 * h[:, None]
-        H[:, j] = (above.gradient - below.gradient) / width
-        g[:, :, j] = (variances(above) - variances(below)) / width
-    H = (H + H.transpose(0, 2, 1)) / 2
-    both = free[:, :, None] & free[:, None, :]
-    H, g = np.where(both, H, 0.0), np.where(free[:, None], g, 0.0)
-    scale = np.sqrt(np.abs(np.einsum("raa->ra", H)))
-    scale[scale == 0] = 1.0
-    values, vectors = np.linalg.eigh(H / scale[:, :, None] / scale[:, None, :])
-    kept = values > _FLAT * np.maximum(values[:, -1:], 1e-300)
-    onto = np.einsum("rab,rqa->rqb", vectors, g / scale[:, None])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        spread = np.where(kept[:, None], onto**2 / values[:, None], 0.0).sum(2)
-        if problem.sigma is None:
-            spread = spread + v**2 / problem.df
-        return np.where(spread > 0, v**2 / spread, np.inf)
-
-
-def _joint_df(nu: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Denominator degrees of freedom of a mean of squared t (Fai & Cornelius 1996)."""
-    out = np.empty(len(nu))
-    for number, (values, kept) in enumerate(zip(nu, keep, strict=True)):
-        own = values[kept]
-        if not len(own) or np.ptp(own) < 1e-8:
-            out[number] = own.mean() if len(own) else np.nan
-        elif (own <= 2).any():
-            out[number] = 2.0
-        else:
-            E = (1 / (1 - 2 / own)).sum()
-            out[number] = 2 * E / (E - len(own))
-    return np.minimum(out, 1e300)
 
 
 def _clopper_pearson(hits: int, count: int, level: float) -> tuple[float, float]:

@@ -89,7 +89,7 @@ class Vector:
         """Return inner products of the columns, (c, c')."""
         out = self.rest.T @ other.rest + self.X.T @ other.X
         for a, b in zip(self.stages, other.stages, strict=True):
-            out = out + a.reshape(-1, a.shape[2]).T @ b.reshape(-1, b.shape[2])
+            out = out + a.flatten(0, 1).T @ b.flatten(0, 1)
         return out
 
 
@@ -180,8 +180,7 @@ class Products:
 
     def from_factors(self, parts: list[Tensor], X: Tensor) -> Vector:
         """Inverse of `by_factor`."""
-        rest = [parts[f].transpose(0, 1).reshape(-1, parts[f].shape[2])
-                for f in self.rest_factors]  # fmt: skip
+        rest = [parts[f].transpose(0, 1).flatten(0, 1) for f in self.rest_factors]
         c = X.shape[1]
         return Vector(
             [parts[f] for f in self.stage_factors],
@@ -210,8 +209,8 @@ class Products:
             if stage.C is not None:
                 out = out + stage.C.times(vector.rest)
                 rest = rest + stage.C.transposed(part)
-            flat = stage.XY[:, :, :p].reshape(-1, p)
-            X = X + flat.T @ part.reshape(-1, part.shape[2])
+            flat = stage.XY[:, :, :p].flatten(0, 1)
+            X = X + flat.T @ part.flatten(0, 1)
             stages.append(out)
         for number, stage in enumerate(self.stages):
             for later, E in stage.E.items():
@@ -316,7 +315,7 @@ class _Pass:
         if self.compute.on_gpu or len(self.chain) > 1:
             self.compute.require(3 * self.layout.elements, f"the block of {names}",
                                  instead)  # fmt: skip
-        pattern = self._pattern()
+        pattern = self._pattern
         met = np.diff(pattern.indptr).astype(np.float64)
         self.compute.require(
             int(6 * (met * (met + 1) / 2).sum()),
@@ -328,6 +327,7 @@ class _Pass:
         ]
         return find_sparse_layout(pattern, blocks, self.compute.memory)
 
+    @cached_property
     def _pattern(self) -> sp.csr_matrix:
         """Which columns of the rest each level of the first stage meets."""
         factors, low = self.structure.factors, self.codes[self.chain[0]].cpu().numpy()
@@ -363,7 +363,7 @@ class _Pass:
         self.B = self.zeros(*self.layout.shape)
         forms = self._forms()
         self.C = {
-            a: self.zeros(factors[i].k, self.q, factors[i].m)
+            a: self.zeros(factors[i].k, factors[i].m, self.q)
             for a, i in enumerate(self.chain)
             if forms[a] is Dense
         }
@@ -379,7 +379,7 @@ class _Pass:
         for a, i in enumerate(self.chain):
             C: Coupling | None = None
             if forms[a] is Dense:
-                C = Dense(self.C[a].transpose(1, 2).contiguous())
+                C = Dense(self.C[a], None if self._plain else self._pattern)
             elif forms[a] is Pairs:
                 C = Pairs(self._sparse(a), self.layout)
             E = {b: self.E[a, b] for b in self.parents[a]}
@@ -399,21 +399,20 @@ class _Pass:
         """Form of the coupling of each stage with the rest."""
         if not self.q:
             return [None] * len(self.chain)
-        if len(self.chain) > 1:
+        if self._plain:
             return [Dense] * len(self.chain)
+        if not self.layout.whole:
+            return [Pairs]
+        met = np.diff(self._pattern.indptr)
+        k = self.structure.factors[self.chain[0]].k
+        return [choose(met, k, self.q, self.compute.memory)]
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the coupling is dense whatever it holds: of a chain, or small."""
         first = self.structure.factors[self.chain[0]]
-        if first.q * self.q**2 <= _QUICK and self.layout.whole:
-            return [Dense]
-        counts = np.zeros(first.m)
-        low = self.codes[self.chain[0]].cpu().numpy()
-        for j in self.rest:
-            f = self.structure.factors[j]
-            counts += f.k * _distinct(low, self.codes[j].cpu().numpy(), first.m, f.m)
-        return [
-            choose(counts, first.k, self.q, self.compute.memory)
-            if self.layout.whole
-            else Pairs
-        ]
+        quick = self.layout.whole and first.q * self.q**2 <= _QUICK
+        return quick or len(self.chain) > 1
 
     def _orthonormalise(self) -> None:
         """Give back the digits that the factor of an inverse has lost.
@@ -492,11 +491,11 @@ class _Pass:
                 self._add_rest(number, other, Z, weighted, codes)
             for a, C in self.C.items():
                 i = self.chain[a]
-                m = C.shape[2]
                 for k, wz in enumerate(weighted[i]):
                     for b, z in enumerate(Z[j]):
                         column = self.offsets[number] + codes[j] * len(Z[j]) + b
-                        C[k].view(-1).index_add_(0, column * m + codes[i], wz * z)
+                        at = codes[i] * self.q + column
+                        C[k].view(-1).index_add_(0, at, wz * z)
             for a, kept in self.patterns.items():
                 i = self.chain[a]
                 values = weighted[i][:, None] * Z[j]
@@ -534,12 +533,6 @@ class _Pass:
             sp.coo_matrix((v, (row, column)), shape=(f.m, self.q)).tocsr()
             for v in value
         ]
-
-
-def _distinct(low: np.ndarray, high: np.ndarray, m: int, levels: int) -> np.ndarray:
-    """Distinct levels of one factor met by each level of another."""
-    ones = np.ones(len(low), dtype=np.int32)
-    return np.diff(sp.coo_matrix((ones, (low, high)), shape=(m, levels)).tocsr().indptr)
 
 
 def _block_diagonal(blocks: list[np.ndarray]) -> Tensor:

@@ -282,7 +282,7 @@ def scale_rows(
     if not roots:
         return V
     shape = V.shape
-    flat = V.reshape(-1, shape[2])
+    flat = V.flatten(0, 1)
     out = flat.clone()
     for root, rows in zip(roots, positions, strict=True):
         k = len(root)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .diagnostics import Convergence, GroupInfluence
     from .model import LinearMixed
     from .profile import Profile
+    from .refits import Refits
 
 __all__ = ["MixedResults"]
 
@@ -244,6 +245,7 @@ class MixedResults(Results):
         """
         from .degrees import contrast_test
 
+        self._check_fixed()
         R, q, _ = linear_hypotheses(hypotheses, self.names)
         return contrast_test(self, R, q, self.use_t if use_f is None else use_f)
 
@@ -251,8 +253,15 @@ class MixedResults(Results):
         """Estimate and test linear combinations of fixed effects one by one."""
         from .degrees import contrast_table
 
+        self._check_fixed()
         R, q, labels = linear_hypotheses(hypotheses, self.names)
         return contrast_table(self, R, q, list(labels), alpha)
+
+    def _check_fixed(self) -> None:
+        if not self.names:
+            raise ModelError(
+                "the fixed part is empty: the model has no coefficients to test."
+            )
 
     def anova(self, type: int | str = 3) -> pd.DataFrame:
         """Test the terms of the fixed part, with the degrees of freedom of `ddf`.
@@ -427,6 +436,19 @@ class MixedResults(Results):
         from .bootstrap import refit
 
         return refit(self, y, self.reml if reml is None else reml)
+
+    def refit_many(self, Y: Any, *, reml: bool | None = None) -> Refits:
+        """Fit the same model to many responses at once; see `refits.refits`.
+
+        Parameters
+        ----------
+        Y : array_like, shape (n, R)
+            A column for each response, as `simulate` gives them.
+        reml : bool, optional
+        """
+        from .refits import refits
+
+        return refits(self, Y, reml)
 
     # -- diagnostics -----------------------------------------------------------------
 

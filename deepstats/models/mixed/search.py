@@ -66,7 +66,7 @@ def moments(products: Products) -> np.ndarray:
     XY = products.by_factor(_all_fixed(products))
     onto = [x[:, :, :p] for x in XY]
     e = [x[:, :, p] for x in XY]
-    grams = [a.reshape(-1, p).T @ a.reshape(-1, p) for a in onto]
+    grams = [a.flatten(0, 1).T @ a.flatten(0, 1) for a in onto]
     A, c = np.empty((k + 1, k + 1)), np.empty(k + 1)
     norms = _norms(products)
     trace = _traces(products)

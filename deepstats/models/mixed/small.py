@@ -225,7 +225,7 @@ def small_fixed(design: Design, compute: Compute) -> tuple[LeastSquares, _Rows] 
     if root is not None:
         X, y = X * root[:, None], y * root
     n, p = X.shape
-    if n <= p or not np.isfinite(X).all():
+    if not 0 < p < n or not np.isfinite(X).all():
         return None
     Q, triangle = np.linalg.qr(X)
     signs = np.where(triangle.diagonal() < 0, -1.0, 1.0)

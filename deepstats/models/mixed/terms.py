@@ -16,7 +16,7 @@ from ...columns import Categorical
 from ...compute import Compute
 from ...contrasts import Contrast
 from ...design import Design
-from ...errors import DesignError, ModelError
+from ...errors import ModelError
 from ...formula import Term
 from ...inference import likelihood_ratio, wald
 from ...matrix import ModelMatrix
@@ -352,8 +352,6 @@ def _fit_without(results: MixedResults, term: Term) -> MixedResults:
     kept = tuple(t for t in terms if t != term)
     formula = design.spec.formula
     X, _ = _matrix(kept, factors, design.n, False)
-    if not X.k:
-        raise DesignError(f"without {term.name} the fixed part has no columns left.")
     rhs = replace(formula.rhs, terms=kept)
     spec = replace(design.spec, formula=replace(formula, rhs=rhs), kept={})
     model.design = replace(design, X=X, spec=spec)

@@ -8,6 +8,7 @@ own. What is left is factorised as a batch of small matrices.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import log, pi
 
 import numpy as np
@@ -19,7 +20,14 @@ from .products import Products, Vector
 from .responses import Responses
 from .structure import Structure, Term
 
-__all__ = ["Points", "Together", "curvatures", "gradients", "term_root"]
+__all__ = [
+    "Evaluation",
+    "Points",
+    "Together",
+    "curvatures",
+    "gradients",
+    "term_root",
+]
 
 # Up to this many products of columns (entries of W by pairs of columns left) are held.
 _MOST_SHARED = 20_000_000
@@ -148,7 +156,7 @@ class Together:
     def _split(self, vector: Vector) -> tuple[Tensor, Tensor]:
         """Undo `_vector`."""
         first, *others = self.products.by_factor(vector)
-        left = [p.transpose(0, 1).reshape(-1, p.shape[2]) for p in others]
+        left = [p.transpose(0, 1).flatten(0, 1) for p in others]
         return first, torch.cat([*left, vector.X])
 
     # -- arithmetic of replicates -----------------------------------------------------
@@ -187,11 +195,24 @@ class Together:
 
     def __call__(self, x: np.ndarray, which: np.ndarray) -> Points:
         """Evaluate the criteria of replicates `which` at parameters x, (A, k)."""
-        return _Evaluation(self, x, which).points()
+        return Evaluation(self, x, which).points()
 
 
-class _Evaluation:
-    """One evaluation of some replicates; names as in `elimination`."""
+class Evaluation:
+    """One evaluation of some replicates; names as in `elimination`.
+
+    Attributes
+    ----------
+    W : Tensor, shape (K, K, A, m)
+        What elimination of the stage applies to its levels.
+    S : Tensor, shape (A, size, size)
+        Cross-products of the columns left, net of the stage.
+    inner, traced : Tensor, shape (A, size, size)
+        Inverse of the penalised S, and that of which the criterion's traces are: for
+        maximum likelihood that without the fixed effects.
+    s2 : Tensor, shape (A,)
+        Residual variances.
+    """
 
     def __init__(self, problem: Together, x: np.ndarray, which: np.ndarray) -> None:
         self.problem, self.x, self.A = problem, x, len(x)
@@ -300,7 +321,7 @@ class _Evaluation:
         if problem.reml:
             value = value + self.logdet_x
         value[self.failed | ~(self.s2 > 0)] = torch.inf
-        slopes = self._slopes()
+        slopes = self.slopes()
         R, q = problem.products.R, problem.q
         cov = self.s2[:, None, None] * (R @ self.inner[:, q:, q:] @ R.T)
         return Points(
@@ -310,21 +331,38 @@ class _Evaluation:
             np.concatenate([g.reshape(self.A, -1) for g in slopes], axis=1),
         )  # fmt: skip
 
-    def _slopes(self) -> list[np.ndarray]:
+    def slopes(self) -> list[np.ndarray]:
         """Differentiate in the standardised V of each factor; (A, K, K)."""
         found = []
-        for trace, r in zip(self._traces(), self.r, strict=True):
+        for trace, r in zip(self.traces, self.r, strict=True):
             found.append(trace - r @ r.transpose(1, 2) / self.s2[:, None, None])
         return [slope.cpu().numpy() for slope in found]
 
-    def _traces(self) -> list[Tensor]:
-        problem, A = self.problem, self.A
+    @cached_property
+    def K(self) -> Tensor:
+        """``I - W D`` of the stage; (K, K, A m)."""
+        return identity_plus(-multiply(self.flat_W, self.flat_D))
+
+    @cached_property
+    def own(self) -> tuple[Tensor, Tensor]:
+        """Blocks of ``Z'PZ`` of the stage: with no columns left, and what these take.
+
+        Each (K, K, A m).
+        """
+        problem, A, K = self.problem, self.A, self.K
         k, _, m = problem.D.shape
         Q = self.traced.reshape(A, -1) @ problem.P.T
         Q = Q.reshape(A, k, k, m).permute(1, 2, 0, 3).reshape(k, k, A * m)
-        K = identity_plus(-multiply(self.flat_W, self.flat_D))
-        H = multiply(self.flat_D, K) - multiply(multiply_transposed(K, Q), K)
-        out = [H.reshape(k, k, A, m).sum(3).permute(2, 0, 1)]
+        taken = multiply(multiply_transposed(K, Q), K)
+        return multiply(self.flat_D, K), taken
+
+    @cached_property
+    def traces(self) -> list[Tensor]:
+        """``sum_i Z_i'PZ_i`` of each factor; (A, K, K)."""
+        problem, A = self.problem, self.A
+        k, _, m = problem.D.shape
+        alone, taken = self.own
+        out = [(alone - taken).reshape(k, k, A, m).sum(3).permute(2, 0, 1)]
         if not problem.q:
             return out
         S = self.S[:, : problem.q]
@@ -341,18 +379,21 @@ class _Evaluation:
 
     def _information(self, slopes: list[np.ndarray]) -> np.ndarray:
         """Average information plus the bend of V; (A, k, k)."""
-        problem = self.problem
+        forms, q = self.forms()
+        if self.problem.sigma is None:
+            forms = forms - q[:, :, None] * q[:, None, :] / self.problem.df
+        return forms + curvatures(self.problem.structure, slopes)
+
+    def forms(self) -> tuple[np.ndarray, np.ndarray]:
+        """``y'P G_a P G_b P y / sigma^2``, (A, k, k), and ``y'P G_a P y / sigma^2``."""
         V, left, quadratic = self._moved()
         AV, Aleft = self._multiply(V, left)
         solved, solved_left = self._solve(AV, Aleft)
         form = torch.einsum("karm,kasm->ars", V, AV) + left @ Aleft.transpose(1, 2)
         form -= torch.einsum("karm,kasm->ars", AV, solved)
         form -= Aleft @ solved_left.transpose(1, 2)
-        out = form / self.s2[:, None, None]
-        if problem.sigma is None:
-            q = quadratic / self.s2[:, None]
-            out = out - q[:, :, None] * q[:, None, :] / problem.df
-        return out.cpu().numpy() + curvatures(problem.structure, slopes)
+        form = form / self.s2[:, None, None]
+        return form.cpu().numpy(), (quadratic / self.s2[:, None]).cpu().numpy()
 
     def _moved(self) -> tuple[Tensor, Tensor, Tensor]:
         """``dV Z'Py`` for every parameter: stage, columns left, and with ``Z'Py``."""

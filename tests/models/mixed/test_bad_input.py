@@ -181,11 +181,6 @@ def test_rank_deficient_by_empty_cells(data):
     assert result.tidy()["estimate"].isna().sum() == 1
 
 
-def test_empty_fixed_part(data):
-    with pytest.raises(DesignError, match=r"keep at least an intercept: y ~ 1"):
-        fit(data, "y ~ 0 + (1 | g)")
-
-
 @pytest.mark.parametrize("reml", (False, True))
 def test_as_many_fixed_effects_as_rows(data, reml):
     powers = " + ".join(f"I(x**{j})" for j in range(1, 8))

@@ -83,7 +83,7 @@ def designs(draw) -> Case:
     sigma = draw(st.sampled_from([None, 0.7]))
     reml, form = draw(st.booleans()), draw(st.sampled_from(FORMS))
     data = _data(np.random.default_rng(seed))
-    fixed = draw(st.sampled_from(["1", "x", "x + z", "0 + x + f"]))
+    fixed = draw(st.sampled_from(["1", "0", "x", "x + z", "0 + x + f"]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "choose", COUPLINGS.get(form, coupling.choose))
         if form == "sparse":

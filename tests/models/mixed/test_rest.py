@@ -10,7 +10,7 @@ from deepstats.compute import Compute
 from deepstats.models.mixed import LinearMixed, elimination
 from deepstats.models.mixed.coupling import Dense, Pairs, choose
 from deepstats.models.mixed.criterion import Criterion
-from deepstats.models.mixed.dense import gram, inverse_from, mirror
+from deepstats.models.mixed.dense import add_gram, inverse_from, mirror
 from deepstats.models.mixed.products import Products, _Pass
 from deepstats.models.mixed.rest import Layout
 from deepstats.models.mixed.search import minimise, starting
@@ -149,7 +149,9 @@ def test_memory_is_refused_with_the_alternative(monkeypatch):
 def test_dense_arithmetic():
     rng = np.random.default_rng(5)
     A = torch.from_numpy(rng.normal(size=(40, 13)))
-    np.testing.assert_allclose(gram(A).tril(), (A.T @ A).tril(), atol=1e-12)
+    found = torch.ones(13, 13, dtype=torch.float64)
+    add_gram(A, found)
+    np.testing.assert_allclose(found.tril(), (1 + A.T @ A).tril(), atol=1e-12)
     S = A.T @ A + torch.eye(13, dtype=torch.float64)
     L = torch.linalg.cholesky(S)
     np.testing.assert_allclose(inverse_from(L, 9), torch.linalg.inv(S[:9, :9]),
