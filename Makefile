@@ -27,6 +27,7 @@ types: .venv/installed
 bench: .venv-bench/installed
 	.venv-bench/bin/python benchmarks/regression.py $(BENCH)
 	.venv-bench/bin/python benchmarks/mixed.py $(BENCH)
+	.venv-bench/bin/python benchmarks/trajectory.py $(BENCH)
 
 docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --site-dir site

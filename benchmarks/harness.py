@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,39 @@ def _reset_high_water_mark() -> bool:
     except OSError:
         return False
     return True
+
+
+# A library is called up to three times while that is short. Calls of milliseconds are
+# timed in batches, as R's clock has no finer grain, and nothing is swept in between.
+_CALLS, _ENOUGH = 3, 5.0
+_SHORT, _BATCHES, _BATCH = 0.1, 5, 10
+
+
+def few_calls(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """Least times, and the most memory, of a few calls."""
+    taken: list[Measurement] = []
+    while len(taken) < _CALLS and sum(t.wall for t in taken) < _ENOUGH:
+        found = None  # its memory is not the next call's
+        found, took = measure(call)
+        taken.append(took)
+    least = {
+        "cpu": min(t.cpu for t in taken),
+        "wall": min(t.wall for t in taken),
+        "extra": max(t.extra for t in taken),
+    }
+    return found, least | (_batches(call) if least["wall"] < _SHORT else {})
+
+
+def _batches(call: Callable[[], Any]) -> dict[str, float]:
+    """Return the seconds a call of the quickest batch."""
+    times = []
+    for _ in range(_BATCHES):
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(_BATCH):
+            call()
+        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    wall, cpu = (min(t) / _BATCH for t in zip(*times, strict=True))
+    return {"cpu": cpu, "wall": wall}
 
 
 # -- data ------------------------------------------------------------------------------
@@ -241,6 +275,33 @@ def run_process(command: list[str], threads: int, timeout: float) -> dict[str, A
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return {"error": f"exit {done.returncode}: {reason[:200]}"}
     return json.loads(lines[-1])
+
+
+# Of the machine's memory, what a process may take: one that needs more fails by
+# itself, and is not killed together with its neighbours.
+_MEMORY_SHARE = 0.8
+
+
+def limit_memory() -> None:
+    """Let no process of this run take nearly all of the machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (int(_MEMORY_SHARE * memory), hard))
+
+
+def run_patiently(command: list[str], threads: int, patience: float) -> dict[str, Any]:
+    """Run a process; "limit" holds its processor seconds where it was stopped."""
+    start, cpu = time.perf_counter(), _children_seconds()
+    result = run_process(command, threads, patience)
+    if "error" in result and time.perf_counter() - start >= patience:
+        result["limit"] = _children_seconds() - cpu
+    return result
+
+
+def _children_seconds() -> float:
+    """Processor seconds of the processes that have ended, also of those stopped."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def least(repeats: Iterable[dict[str, Any]], kind: str) -> dict[str, float] | None:

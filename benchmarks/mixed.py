@@ -13,8 +13,6 @@ import argparse
 import importlib
 import json
 import math
-import os
-import resource
 import sys
 import tempfile
 import time
@@ -28,12 +26,13 @@ from harness import (
     HERE,
     absence,
     least,
+    limit_memory,
     machine,
     measure_floor,
     r_absence,
     r_output,
     r_versions,
-    run_process,
+    run_patiently,
 )
 from mixed_cases import CASES, GROWTH, QUICK, Case
 from mixed_libraries import LIBRARIES
@@ -45,9 +44,6 @@ PACKAGES = (
 )  # fmt: skip
 # deepstats is let finish where it is slow; a peer may take `--timeout` seconds.
 PATIENCE = 3
-# Of the machine's memory, what a process may take: one that needs more fails by
-# itself, and is not killed together with its neighbours.
-MEMORY_SHARE = 0.8
 
 Result = dict[str, Any]
 
@@ -72,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.update:
         before = json.loads(out.with_suffix(".json").read_text())
         found["cells"] = before["cells"]
-    _limit_memory()
+    limit_memory()
     for case in _chosen(options):
         found["cells"] = _merged(found["cells"], _run_case(case, libraries, options))
         _write(found, out)
@@ -163,18 +159,10 @@ def _run(
         command = ["Rscript", "--vanilla", script, case.formula, str(case.reml)]
         command.append(str(folder))
     patience = timeout * (PATIENCE if library == OURS else 1)
-    start, cpu = time.perf_counter(), _children_seconds()
-    result = run_process(command, threads, patience)
-    if "error" in result and time.perf_counter() - start >= patience:
-        result["limit"] = _children_seconds() - cpu
+    start = time.perf_counter()
+    result = run_patiently(command, threads, patience)
     _say(library, case, threads, result, time.perf_counter() - start)
     return result
-
-
-def _children_seconds() -> float:
-    """Processor seconds of the processes that have ended, also of those stopped."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _base(repeats: dict[tuple[str, int], list[Result]]) -> Result | None:
@@ -245,12 +233,6 @@ def _say(
 
 
 # -- the rest --------------------------------------------------------------------------
-
-
-def _limit_memory() -> None:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (int(MEMORY_SHARE * memory), hard))
 
 
 def _available(names: Sequence[str]) -> list[str]:

@@ -223,6 +223,9 @@ def write(frame: pd.DataFrame, folder: Path) -> None:
             column.cat.codes.to_numpy(np.int32).tofile(folder / name)
             levels = folder / f"{name}.levels"
             levels.write_text("\n".join(column.cat.categories) + "\n")
+        elif pd.api.types.is_integer_dtype(column.dtype):
+            kinds.append(f"{name} whole")
+            column.to_numpy(np.int32).tofile(folder / name)
         else:
             kinds.append(f"{name} number")
             column.to_numpy(np.float64).tofile(folder / name)
@@ -236,6 +239,9 @@ def read(folder: Path) -> pd.DataFrame:
         name, kind = line.split()
         if kind == "number":
             columns[name] = np.fromfile(folder / name)
+            continue
+        if kind == "whole":
+            columns[name] = np.fromfile(folder / name, np.int32).astype(np.int64)
             continue
         levels = (folder / f"{name}.levels").read_text().splitlines()
         codes = np.fromfile(folder / name, np.int32)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from .anova import anova
 from .compute import set_default_device
-from .fitting import fit, glm, lmer, logit, ols, poisson, probit, wls
+from .fitting import (
+    fit,
+    glm,
+    lmer,
+    logit,
+    ols,
+    poisson,
+    probit,
+    traj,
+    traj_select,
+    wls,
+)
 from .models.beta import betareg
 from .models.categorical import mnlogit, ordinal
 from .models.counts import hurdle, negativebinomial, zinb
@@ -40,6 +51,8 @@ __all__ = [
     "probit",
     "quantreg",
     "set_default_device",
+    "traj",
+    "traj_select",
     "wls",
     "zinb",
     "zip",

@@ -32,6 +32,7 @@ __all__ = [
     "inverses",
     "point_of_family",
     "simulate_fits",
+    "solves",
 ]
 
 # Elements of one piece of the linear predictors on a CPU: it stays near the cache.
@@ -292,7 +293,17 @@ def _steps(information: Tensor, gradient: Tensor, free: Tensor) -> Tensor:
     eye = torch.eye(free.shape[1], dtype=gradient.dtype, device=gradient.device)
     information = torch.where(keep, information, eye)
     gradient = torch.where(free, gradient, 0.0)
-    return (inverses(information) @ gradient[:, :, None])[:, :, 0]
+    return solves(information, gradient)
+
+
+def solves(information: Tensor, gradient: Tensor) -> Tensor:
+    """Solve for many steps (A, p), matrices made positive definite if need be."""
+    d = information.diagonal(dim1=1, dim2=2).clamp_min(1e-300).rsqrt()
+    scaled = information * d[:, :, None] * d[:, None, :]
+    factor, failed = torch.linalg.cholesky_ex(scaled)
+    if bool(failed.any()):
+        return (inverses(information) @ gradient[:, :, None])[:, :, 0]
+    return torch.cholesky_solve((gradient * d)[:, :, None], factor)[:, :, 0] * d
 
 
 def inverses(information: Tensor) -> Tensor:

@@ -29,7 +29,15 @@ from .families import ExponentialFamily
 if TYPE_CHECKING:
     from .results import Results
 
-__all__ = ["BootstrapResults", "bootstrap"]
+__all__ = [
+    "BootstrapResults",
+    "bootstrap",
+    "collected",
+    "replicate_interval",
+    "replicate_summary",
+    "skewed",
+    "tallies",
+]
 
 _KINDS = ("pairs", "cluster", "parametric", "residual")
 _METHODS = ("percentile", "basic", "normal", "bca")
@@ -237,7 +245,7 @@ def bootstrap(
     reported = results.model.parameters.reported(values).numpy()
     frame = pd.DataFrame(reported, columns=results.names)
     frame = frame[np.isfinite(reported).all(axis=1)]
-    return _finish(results, plan, frame, replications, statistic)
+    return collected(results, kind, plan.acceleration, frame, replications, statistic)
 
 
 def _unbounded(results: Results, found: BatchOptimum) -> Tensor:
@@ -250,13 +258,30 @@ def _unbounded(results: Results, found: BatchOptimum) -> Tensor:
     return ((variances > _BEYOND * usual.to(found.x)) & found.free).any(dim=1)
 
 
-def _finish(
+def collected(
     results: Results,
-    plan: _Plan,
+    kind: str,
+    acceleration: Callable[[np.ndarray], np.ndarray | None],
     frame: pd.DataFrame,
     replications: int,
     statistic: Callable[[pd.Series], Any] | None,
 ) -> BootstrapResults:
+    """Say how many replicates failed, and gather what the others estimate.
+
+    Parameters
+    ----------
+    results : Results
+    kind : str
+    acceleration : callable
+        From the gradient of statistics in the parameters, (q, p), to their
+        accelerations (q,); None where they are not defined.
+    frame : DataFrame
+        Estimates of the replicates that converged.
+    replications : int
+        Asked for.
+    statistic : callable, optional
+        See `bootstrap`.
+    """
     failed = replications - len(frame)
     if failed:
         warnings.warn(
@@ -267,20 +292,17 @@ def _finish(
         )
     if len(frame) < 2:
         raise ModelError("hardly any replicate converged; use a simpler model.")
-    acceleration = plan.acceleration(np.eye(len(results.names)))
+    found = acceleration(np.eye(len(results.names)))
     estimate: pd.Series = results.params
     if statistic is not None:
         estimate = _as_series(statistic(results.params))
-        gradient = _gradient(statistic, results)
-        acceleration = plan.acceleration(gradient)
+        found = acceleration(_gradient(statistic, results))
         rows = [_as_series(statistic(row)) for _, row in frame.iterrows()]
         frame = pd.DataFrame(rows).reset_index(drop=True)
-    if acceleration is not None:
-        acceleration = pd.Series(acceleration, index=estimate.index)
+    series = None if found is None else pd.Series(found, index=estimate.index)
     return BootstrapResults(
-        frame.reset_index(drop=True), estimate, plan.kind, replications, failed,
-        acceleration,
-    )  # fmt: skip
+        frame.reset_index(drop=True), estimate, kind, replications, failed, series
+    )
 
 
 def _as_series(value: Any) -> pd.Series:
@@ -395,12 +417,12 @@ class _Plan:
         n = len(self.base.y)
         if self.kind == "cluster":
             assert self.codes is not None
-            drawn = _tallies(self.clusters, self.clusters, count, generator)
+            drawn = tallies(self.clusters, self.clusters, count, generator)
             drawn = drawn[:, self.codes]
             if self.freq is not None:
                 drawn = drawn * self.freq.cpu()
         elif self.freq is None:
-            drawn = _tallies(n, n, count, generator)
+            drawn = tallies(n, n, count, generator)
         else:
             ends = self.freq.cpu().cumsum(0)
             total = int(ends[-1])
@@ -472,9 +494,19 @@ class _Plan:
             scale[:, None] * _bread(results)
         )
         influence = scores @ change.T
-        cubes = (f[:, None] * influence**3).sum(0)
-        squares = (f[:, None] * influence**2).sum(0)
-        return (cubes / (6 * squares.clamp_min(1e-300) ** 1.5)).numpy()
+        return skewed(influence, f)
+
+
+def skewed(influence: Tensor, f: Tensor | None = None) -> np.ndarray:
+    """Skewness of the influence of rows, units or clusters (m, q), over six.
+
+    `f`, (m,), says how often each is there; by default once.
+    """
+    f = torch.ones(len(influence), dtype=torch.float64) if f is None else f
+    cubes = (f[:, None] * influence**3).sum(0)
+    squares = (f[:, None] * influence**2).sum(0)
+    # What nothing influences (a parameter at the edge of its range) has none.
+    return torch.nan_to_num(cubes / (6 * squares**1.5), nan=0.0).numpy()
 
 
 def _bread(results: Results) -> Tensor:
@@ -482,7 +514,7 @@ def _bread(results: Results) -> Tensor:
     return torch.nan_to_num(results.fit_info.bread)
 
 
-def _tallies(levels: int, draws: int, count: int, generator: Generator) -> Tensor:
+def tallies(levels: int, draws: int, count: int, generator: Generator) -> Tensor:
     """Draw counts of `draws` draws among levels of equal chance; (count, levels)."""
     at = torch.randint(levels, (count, draws), generator=generator)
     out = torch.zeros(count, levels, dtype=torch.float64)

@@ -102,6 +102,12 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
                 "parttime": NO_YES,
             },
         ),
+        "crime": Dataset(
+            "Ecdat",
+            "Crime",
+            "Crime in 90 counties of North Carolina, 1981-87: panel (Cornwell 1994)",
+            {"region": ("other", "west", "central"), "smsa": NO_YES},
+        ),
         "doctorvisits": Dataset(
             "AER",
             "DoctorVisits",
@@ -256,6 +262,11 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
             },
             ordered=("Block",),
         ),
+        "ohio": Dataset(
+            "geepack",
+            "ohio",
+            "Wheezing of 537 children of Steubenville at four ages (Ware et al. 1984)",
+        ),
         "orthodont": Dataset(
             "nlme",
             "Orthodont",
@@ -336,6 +347,12 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
             "Pastes",
             "Strength of paste by batch and cask: nested (Davies & Goldsmith 1972)",
             {"batch": (), "cask": (), "sample": ()},
+        ),
+        "pbcseq": Dataset(
+            "survival",
+            "pbcseq",
+            "312 patients with liver cirrhosis at up to 16 visits (Murtaugh 1994)",
+            {"sex": ("m", "f")},
         ),
         "penicillin": Dataset(
             "lme4",

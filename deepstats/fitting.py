@@ -15,9 +15,14 @@ from .models.counts import hurdle, negativebinomial, zinb, zip_
 from .models.glm import GLM
 from .models.linear import OLS
 from .models.mixed import LinearMixed
+from .models.trajectory import Trajectory
+from .models.trajectory.selection import traj_select
 from .results import Results
 
-__all__ = ["fit", "glm", "lmer", "logit", "ols", "poisson", "probit", "wls"]
+__all__ = [
+    "fit", "glm", "lmer", "logit", "ols", "poisson", "probit", "traj",
+    "traj_select", "wls",
+]  # fmt: skip
 
 
 def lmer(formula: str | Formula, data: Any, **options: Any) -> LinearMixed:
@@ -48,6 +53,38 @@ def lmer(formula: str | Formula, data: Any, **options: Any) -> LinearMixed:
     [1.2777, 0.2372]
     """
     return LinearMixed(formula, data, **options)
+
+
+def traj(formula: str | Formula, data: Any, **options: Any) -> Trajectory:
+    """Group-based trajectory model: latent groups of units, a trajectory for each.
+
+    Parameters
+    ----------
+    formula : str or Formula
+        ``"traj(y ~ poly(t, 2), groups=3, id=pid)"``; ``risk=~ x1 + x2`` are factors of
+        membership, ``orders=(2, 1, 0)`` a polynomial order for each group; several
+        formulas are several outcomes that share the groups.
+    data : frame or mapping
+        Long: one row an occasion. pandas, polars, pyarrow or a mapping of columns.
+    **options
+        family and everything else: see `models.trajectory.Trajectory`.
+
+    Returns
+    -------
+    Trajectory
+        Call ``.fit(starts=100, seed=0)`` on it.
+
+    Examples
+    --------
+    >>> import deepstats as ds
+    >>> data = {"id": [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8],
+    ...         "t": [0, 1] * 8,
+    ...         "y": [0, 1, 1, 0, 8, 9, 9, 8, 2, 1, 7, 9, 0, 2, 8, 7]}
+    >>> model = ds.traj("traj(y ~ t, groups=2, id=id)", data, family="poisson")
+    >>> model.fit().assign().tolist()
+    [1, 1, 2, 2, 1, 2, 1, 2]
+    """
+    return Trajectory(formula, data, **options)
 
 
 def ols(formula: str | Formula, data: Any, **options: Any) -> OLS:
@@ -208,6 +245,9 @@ _VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 _FIT_OPTIONS = ("use_t", "start_params", "maxiter", "tol", "information", "disp")
+_TRAJECTORY_OPTIONS = (
+    "starts", "seed", "start", "order", "maxiter", "tol", "em_steps", "progress",
+)  # fmt: skip
 _MIXED_OPTIONS = ("reml", "ddf", "start", "maxiter", "tol", "disp")
 
 
@@ -228,8 +268,8 @@ def fit(
     formula : str or Formula
         A plain formula is a linear model or, with `family`, a generalised linear,
         count, ordinal, multinomial or beta model. Random effects, ``(x | g)``, make
-        it a linear mixed model. ``| firm`` absorbs fixed effects or
-        is the second part of a two-part model.
+        it a linear mixed model; ``traj(...)`` is a trajectory model. ``| firm``
+        absorbs fixed effects or is the second part of a two-part model.
     data : frame or mapping
     family : str or Family, optional
         "gaussian" (default), "binomial", "poisson", "negativebinomial", "gamma",
@@ -259,7 +299,13 @@ def fit(
     'Generalised linear model'
     """
     formula = _parsed(formula, options)
-    _refuse(formula)
+    if formula.call is not None:
+        if formula.call.name != "traj":
+            raise ModelError(
+                f"{formula.call.name}(...) is read, but this version has no such model "
+                "yet."
+            )
+        return _trajectories(formula, data, family, link, cov_type, cov_kwds, options)
     if formula.rhs.groups:
         return _mixed(formula, data, family, link, cov_type, cov_kwds, options)
     at_fit = {k: options.pop(k) for k in _FIT_OPTIONS if k in options}
@@ -267,12 +313,19 @@ def fit(
     return model.fit(cov_type, cov_kwds, **at_fit)
 
 
-def _refuse(formula: Formula) -> None:
-    """Raise for formulas whose model is not part of this version."""
-    if formula.call is not None:
+def _trajectories(
+    formula: Formula, data: Any, family: Any, link: Any, cov_type: str,
+    cov_kwds: Mapping[str, Any] | None, options: dict[str, Any],
+) -> Results:  # fmt: skip
+    """Fit a trajectory model."""
+    if link is not None:
         raise ModelError(
-            f"{formula.call.name}(...) is read, but this version has no such model yet."
+            "the link of a trajectory model is its family's: family=get_family("
+            "'poisson', link='sqrt')."
         )
+    at_fit = {k: options.pop(k) for k in _TRAJECTORY_OPTIONS if k in options}
+    model = Trajectory(formula, data, family=family or "gaussian", **options)
+    return model.fit(cov_type, cov_kwds, **at_fit)
 
 
 def _mixed(

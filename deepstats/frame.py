@@ -33,8 +33,9 @@ class Table:
         self.rows: np.ndarray | None = None
         self._cache: dict[str, Any] = {}
         if isinstance(data, Table):
-            data = data._data
-        if not isinstance(data, pd.DataFrame):
+            # Columns once converted serve every reader.
+            data, self._cache = data._data, data._cache
+        elif not isinstance(data, pd.DataFrame):
             data = _as_columns(data)
         self._data = data
         self.columns = [str(c) for c in data]

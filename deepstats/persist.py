@@ -33,7 +33,7 @@ from .matrix import Column, ModelMatrix
 if TYPE_CHECKING:
     from .results import Results
 
-__all__ = ["load", "save"]
+__all__ = ["load", "save", "versions"]
 
 FORMAT, VERSION = "deepstats results", 1
 _MOST_BYTES = 2_000_000_000
@@ -207,19 +207,24 @@ def save(results: Results, path: str | Path) -> Path:
     return path
 
 
-def _contents(results: Results, name: str) -> dict[str, Any]:
+def versions() -> dict[str, str]:
+    """Versions of the package, of Python and of what computes."""
     from . import __version__
 
+    return {
+        "deepstats": __version__, "python": platform.python_version(),
+        "torch": str(torch.__version__), "numpy": np.__version__,
+        "pandas": pd.__version__,
+    }  # fmt: skip
+
+
+def _contents(results: Results, name: str) -> dict[str, Any]:
     fit, cov, model = results.fit_info, results.covariance, results.model
     scalars = {
         f.name: getattr(fit, f.name)
         for f in dataclasses.fields(fit)
         if f.name not in ("x", "bread")
     }
-    versions = {
-        "deepstats": __version__, "python": platform.python_version(),
-        "torch": torch.__version__, "numpy": np.__version__, "pandas": pd.__version__,
-    }  # fmt: skip
     options = {k: v for k, v in dict(cov.options or {}).items() if k != "groups"}
     parts = {
         "model": {k: v for k, v in vars(model).items() if k not in _SCRATCH},
@@ -239,7 +244,7 @@ def _contents(results: Results, name: str) -> dict[str, Any]:
         },
     }  # fmt: skip
     found: dict[str, Any] = {"format": FORMAT, "version": VERSION, "class": name}
-    found["versions"] = {k: str(v) for k, v in versions.items()}
+    found["versions"] = versions()
     for key, part in parts.items():
         try:
             found[key] = encode(part)

@@ -26,6 +26,12 @@ SHOWN = {  # what a notebook must print
         "REML criterion  237733.83",
         "1,128, largest difference 1.1e-06",  # lecturers, beside lme4
     ],
+    "trajectories": [
+        "100 of 100 units in their group; optima: 1",
+        "all units right in 40 of 40 data sets",
+        "Log-likelihood    -20.5932",  # four groups of counties
+        "-56.75",  # BIC of one group with a random intercept
+    ],
     "regression": ["-14468.26", "observed zeros: 683", "(0.0536)", "-0.656*"],
 }
 DRAWN = {
@@ -40,6 +46,18 @@ DRAWN = {
             "panels",
             "insteval",
             "lecturers",
+        )
+    ],
+    "trajectories": [
+        f"demo_output/trajectories_{name}.png"
+        for name in (
+            "blog",
+            "families",
+            "newcomers",
+            "bic",
+            "alluvial",
+            "bands",
+            "posterior",
         )
     ],
     "regression": [

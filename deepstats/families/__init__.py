@@ -10,6 +10,7 @@ from collections.abc import Callable
 from deepstats.families.base import ExponentialFamily, Family
 from deepstats.families.bounded import Beta, BetaBinomial
 from deepstats.families.categorical import Multinomial, Ordinal
+from deepstats.families.censored import CensoredNormal
 from deepstats.families.continuous import GammaML, GaussianML, StudentT
 from deepstats.families.counts import (
     NegativeBinomial,
@@ -45,6 +46,7 @@ from deepstats.families.mixtures import (
     HurdlePoisson,
     ZeroInflatedNegativeBinomial,
     ZeroInflatedPoisson,
+    ZeroInflatedPoissonTau,
 )
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "Binomial",
     "CLogLog",
     "Cauchit",
+    "CensoredNormal",
     "ExponentialFamily",
     "Family",
     "Gamma",
@@ -81,6 +84,7 @@ __all__ = [
     "Tweedie",
     "ZeroInflatedNegativeBinomial",
     "ZeroInflatedPoisson",
+    "ZeroInflatedPoissonTau",
     "ZeroTruncatedNegativeBinomial",
     "ZeroTruncatedPoisson",
     "get_family",
@@ -103,9 +107,11 @@ _FAMILIES: dict[str, type[AnyFamily]] = {
     "gaussianml": GaussianML,
     "gammaml": GammaML,
     "studentt": StudentT,
+    "censorednormal": CensoredNormal,
     "beta": Beta,
     "betabinomial": BetaBinomial,
     "zeroinflatedpoisson": ZeroInflatedPoisson,
+    "zeroinflatedpoissontau": ZeroInflatedPoissonTau,
     "zeroinflatednegativebinomial": ZeroInflatedNegativeBinomial,
     "hurdlepoisson": HurdlePoisson,
     "hurdlenegativebinomial": HurdleNegativeBinomial,
@@ -121,6 +127,7 @@ _ALIASES = {
     "negbin": "negativebinomial",
     "negbinomial": "negativebinomial",
     "zip": "zeroinflatedpoisson",
+    "ziptau": "zeroinflatedpoissontau",
     "zinb": "zeroinflatednegativebinomial",
     "hurdle": "hurdlepoisson",
     "hurdlenb": "hurdlenegativebinomial",
@@ -130,6 +137,8 @@ _ALIASES = {
     "truncatednegativebinomial": "zerotruncatednegativebinomial",
     "ztnb": "zerotruncatednegativebinomial",
     "t": "studentt",
+    "cnorm": "censorednormal",
+    "tobit": "censorednormal",
     "mnlogit": "multinomial",
 }
 _POWERS: dict[object, type[AnyFamily]] = {
@@ -149,7 +158,7 @@ def get_family(
     ----------
     name : str, Family, Ordinal or Multinomial
         Case, blanks, dots, hyphens and underscores do not matter. "zip", "zinb",
-        "nb1", "nb2", "normal" and "hurdle" are understood. An instance of a
+        "nb1", "nb2", "normal", "tobit" and "hurdle" are understood. An instance of a
         statsmodels family, with its link, is understood too.
     link : str or Link, optional
         Link of the mean; by default the family's own.

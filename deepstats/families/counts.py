@@ -13,7 +13,7 @@ from deepstats.families import base
 from deepstats.families.base import Family
 from deepstats.families.exponential import Poisson
 from deepstats.families.links import LOG, POSITIVE, Link
-from deepstats.families.special import log1mexp, log_rising, relative_log1p
+from deepstats.families.special import log1mexp, log1p_ratio, log_rising
 
 __all__ = [
     "NegativeBinomial",
@@ -76,12 +76,12 @@ class NegativeBinomial(Family):
         log_mu = self.links[0].log_inverse(etas[0])
         rising = log_rising(y, a) - torch.lgamma(y + 1)
         log_odds = y * (log_mu - torch.log1p(x))
-        return rising + log_odds - mu * (1 + relative_log1p(x))
+        return rising + log_odds - mu * log1p_ratio(x)
 
     def zero_exponent(self, *etas: Tensor) -> Tensor:
         """Return -log P(y = 0)."""
         mu, _, x = self._shape(*etas)
-        return mu * (1 + relative_log1p(x))
+        return mu * log1p_ratio(x)
 
     def mean(self, *etas: Tensor) -> Tensor:
         """Return mu."""

@@ -29,6 +29,7 @@ __all__ = [
     "HurdlePoisson",
     "ZeroInflatedNegativeBinomial",
     "ZeroInflatedPoisson",
+    "ZeroInflatedPoissonTau",
 ]
 
 
@@ -45,8 +46,12 @@ def _positive_part(y: Tensor, weights: Tensor | None) -> tuple[float, float, flo
 class TwoPart(Family):
     """A count family with a second predictor that concerns the zeros alone."""
 
-    @staticmethod
-    def split(etas: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    @property
+    def zero_part(self) -> Link:
+        """Link of the predictor of the zeros that `split` gives."""
+        return self.links[1]
+
+    def split(self, etas: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Predictor of the zeros, and those of the count part."""
         return etas[1], (etas[0], *etas[2:])
 
@@ -87,8 +92,8 @@ class ZeroInflated(TwoPart):
 
     def _log_prob(self, y: Tensor, *etas: Tensor) -> Tensor:
         inflate, counts = self.split(etas)
-        log_pi = self.links[1].log_inverse(inflate)
-        log_rest = self.links[1].log_complement(inflate)
+        log_pi = self.zero_part.log_inverse(inflate)
+        log_rest = self.zero_part.log_complement(inflate)
         t = self.count.zero_exponent(*counts)
         zero = log_add(log_pi, log_rest - t)
         return torch.where(y == 0, zero, log_rest + self.count.log_prob(y, *counts))
@@ -96,14 +101,14 @@ class ZeroInflated(TwoPart):
     def mean(self, *etas: Tensor) -> Tensor:
         """Return (1 - pi) mu."""
         inflate, counts = self.split(etas)
-        rest = torch.exp(self.links[1].log_complement(inflate))
+        rest = torch.exp(self.zero_part.log_complement(inflate))
         return rest * self.count.mean(*counts)
 
     def variance(self, *etas: Tensor, size: Tensor | None = None) -> Tensor:
         """Variance of the mixture."""
         self._expect(etas, size)
         inflate, counts = self.split(etas)
-        pi, mean = self.links[1].inverse(inflate), self.mean(*etas)
+        pi, mean = self.zero_part.inverse(inflate), self.mean(*etas)
         within = mean * self.count.variance(*counts) / self.count.mean(*counts)
         return within + mean * pi * self.count.mean(*counts)
 
@@ -117,7 +122,7 @@ class ZeroInflated(TwoPart):
         self._expect(etas, size)
         inflate, counts = self.split(torch.broadcast_tensors(*etas))
         y = self.count.sample(*counts, generator=generator)
-        keep = base.uniform(y, generator) > self.links[1].inverse(inflate)
+        keep = base.uniform(y, generator) > self.zero_part.inverse(inflate)
         return y * keep
 
     def _zero_start(self, share: float, mu: float) -> float:
@@ -141,8 +146,8 @@ class Hurdle(TwoPart):
 
     def _log_prob(self, y: Tensor, *etas: Tensor) -> Tensor:
         zero, counts = self.split(etas)
-        log_zero = self.links[1].log_complement(zero)
-        log_positive = self.links[1].log_inverse(zero)
+        log_zero = self.zero_part.log_complement(zero)
+        log_positive = self.zero_part.log_inverse(zero)
         # Zeros are moved to one so that the branch not taken stays finite.
         positive = self.count.log_prob(y.clamp(min=1), *counts)
         return torch.where(y == 0, log_zero, log_positive + positive)
@@ -150,14 +155,14 @@ class Hurdle(TwoPart):
     def mean(self, *etas: Tensor) -> Tensor:
         """Return P(y > 0) E(y | y > 0)."""
         zero, counts = self.split(etas)
-        return self.links[1].inverse(zero) * self.count.mean(*counts)
+        return self.zero_part.inverse(zero) * self.count.mean(*counts)
 
     def variance(self, *etas: Tensor, size: Tensor | None = None) -> Tensor:
         """Variance of both parts together."""
         self._expect(etas, size)
         zero, counts = self.split(etas)
-        positive = self.links[1].inverse(zero)
-        absent = torch.exp(self.links[1].log_complement(zero))
+        positive = self.zero_part.inverse(zero)
+        absent = torch.exp(self.zero_part.log_complement(zero))
         within = positive * self.count.variance(*counts)
         return within + positive * absent * self.count.mean(*counts) ** 2
 
@@ -171,7 +176,7 @@ class Hurdle(TwoPart):
         self._expect(etas, size)
         zero, counts = self.split(torch.broadcast_tensors(*etas))
         y = self.count.sample(*counts, generator=generator)
-        return y * (base.uniform(y, generator) <= self.links[1].inverse(zero))
+        return y * (base.uniform(y, generator) <= self.zero_part.inverse(zero))
 
     def _zero_start(self, share: float, mu: float) -> float:
         return share
@@ -197,6 +202,66 @@ class ZeroInflatedPoisson(ZeroInflated):
     def count(self) -> Poisson:
         """Poisson."""
         return Poisson(self.link)
+
+
+@dataclass(frozen=True)
+class ZeroInflatedPoissonTau(ZeroInflated):
+    """Poisson counts whose extra zeros follow from the mean: ZIP(tau).
+
+    The log odds of a certain zero are ``-tau log(mu)``: the higher the counts, the
+    fewer the certain zeros.
+
+    Parameters
+    ----------
+    link, tau_link : Link or str
+        Links of the Poisson mean, which is log, and of tau, which is positive.
+
+    References
+    ----------
+    Lambert (1992), Technometrics 34, 1-14; Nielsen, J., Rosenthal, J., Sun, Y., Day,
+    D., Bevc, I. and Duchesne, T. (2014). Group-based criminal trajectory analysis using
+    cross-validation criteria. Communications in Statistics - Theory and Methods 43,
+    4337-4356.
+    """
+
+    name: ClassVar[str] = "zeroinflatedpoissontau"
+    predictors: ClassVar[tuple[str, ...]] = ("mu", "tau")
+    domains: ClassVar = (POSITIVE, POSITIVE)
+    link: Link = LOG
+    tau_link: Link = LOG
+
+    def __post_init__(self) -> None:
+        """Check the links: the zeros are tied to the logarithm of the mean."""
+        super().__post_init__()
+        if self.link.name != "log":
+            raise ValueError(
+                f"{self.name} ties the zeros to log(mu) and takes the log link only, "
+                f"got {self.link.name}; zeroinflatedpoisson takes others"
+            )
+
+    @property
+    def count(self) -> Poisson:
+        """Poisson."""
+        return Poisson(self.link)
+
+    @property
+    def zero_part(self) -> Link:
+        """Logit."""
+        return LOGIT
+
+    def split(self, etas: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Log odds of a certain zero, and the predictor of the count part."""
+        # Squares of tau are finite, and log odds of zero times an infinity are none.
+        tau = self.tau_link.inverse(etas[1]).clamp(max=1e60)
+        return -tau * etas[0], (etas[0],)
+
+    def start(
+        self, y: Tensor, weights: Tensor | None = None, size: Tensor | None = None
+    ) -> tuple[float, ...]:
+        """Start as a ZIP; tau turns its log mean into its log odds, if a tau can."""
+        log_mu, odds = ZeroInflatedPoisson().start(y, weights, size)
+        tau = -odds / log_mu if log_mu * odds < 0 else 0.5
+        return log_mu, base.linked(self.tau_link, min(max(tau, 0.05), 5.0), POSITIVE)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ from torch import Tensor
 __all__ = [
     "HALF_LOG_2PI",
     "log1mexp",
+    "log1p_ratio",
     "log_add",
     "log_binomial",
     "log_ndtr",
     "log_rising",
     "relative_log1p",
     "stirling_error",
+    "trigamma",
     "x_log_ratio",
 ]
 
@@ -79,6 +81,17 @@ def relative_log1p(x: Tensor) -> Tensor:
     return torch.where(small, series, torch.log1p(y) / y - 1)
 
 
+def log1p_ratio(x: Tensor) -> Tensor:
+    """Return log(1 + x) / x for x >= 0, with exact derivatives at zero.
+
+    Where x is large this keeps the digits that one plus `relative_log1p` loses.
+    """
+    small = x < 0.05
+    series = 1 + relative_log1p(torch.where(small, x, 0.0))
+    y = torch.where(small, 1.0, x)
+    return torch.where(small, series, torch.log1p(y) / y)
+
+
 def log_ndtr(x: Tensor) -> Tensor:
     """Logarithm of the standard normal distribution function.
 
@@ -136,6 +149,29 @@ def stirling_error(u: Tensor) -> Tensor:
     v = torch.where(far, u, 1 / shifted)
     tail = v * _horner(v * v, _STIRLING)
     return torch.where(far, tail, near + tail)
+
+
+# Bernoulli numbers B_2k, the coefficients of the trigamma function's series
+_BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6)
+
+
+def trigamma(x: Tensor) -> Tensor:
+    """Second derivative of log Gamma for x > 0, to full accuracy.
+
+    ``torch.polygamma`` has nine digits, and ``torch.special.zeta`` takes twenty times
+    as long.
+
+    References
+    ----------
+    Abramowitz, M. and Stegun, I. (1964). Handbook of mathematical functions, 6.4.6 and
+    6.4.12.
+    """
+    total = torch.zeros_like(x)
+    for j in range(_SHIFT):
+        total += (x + j).pow_(-2)
+    u = 1 / (x + _SHIFT)
+    square = u * u
+    return total + u + 0.5 * square + u * square * _horner(square, _BERNOULLI)
 
 
 def log_rising(y: Tensor, a: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ FAMILIES = [
         "nb2",
         "nb1",
         "zip",
+        "ziptau",
         "zinb",
         "zinb1",
         "hurdlepoisson",
@@ -207,6 +208,24 @@ def test_zero_inflation_and_hurdle_conventions():
     got = get_family("hurdle").log_prob(y, *predictors).exp()
     want = [1 - pi, pi * stats.poisson.pmf(2, mu) / -math.expm1(-mu)]
     assert np.allclose(got, want, rtol=1e-13)
+
+
+def test_zeros_tied_to_the_mean():
+    """The log odds of a certain zero are -tau log(mu), as in crimCV."""
+    eta, tau = tensor([-0.5, 0.9]), 0.7
+    zeta = torch.full_like(eta, math.log(tau))
+    y = tensor([0.0, 3.0])
+    got = get_family("ziptau").log_prob(y, eta, zeta)
+    want = get_family("zip").log_prob(y, eta, -tau * eta)
+    assert torch.allclose(got, want, rtol=1e-14)
+    with pytest.raises(ValueError, match="log link only, got sqrt"):
+        get_family("ziptau", "sqrt")
+
+
+def test_huge_overdispersion_keeps_the_zeros():
+    """-log P(0) is log(1 + alpha mu) / alpha, however large alpha mu is."""
+    exponent = get_family("nb2").zero_exponent(tensor(50.0), tensor(50.0))
+    assert float(exponent) == pytest.approx(100 * math.exp(-50), rel=1e-14)
 
 
 def test_rare_positive_counts_keep_their_digits():

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from deepstats.families.special import (
     log1mexp,
+    log1p_ratio,
     log_ndtr,
     log_rising,
     relative_log1p,
     stirling_error,
+    trigamma,
 )
 
 mpmath = pytest.importorskip("mpmath")
@@ -88,3 +90,24 @@ def test_log_rising_and_its_derivatives(y, a):
     for order in range(3):
         slack = 1e-12 * scale[order] + 1e-30
         assert got[order] == pytest.approx(want[order], rel=1e-10, abs=slack), order
+
+
+@pytest.mark.parametrize("x", [1e-12, 1e-3, 0.0499, 0.0501, 0.8, 30.0])
+def test_log1p_ratio(x):
+    def reference(s):
+        return mpmath.log1p(s) / s
+
+    assert derivatives(log1p_ratio, x) == pytest.approx(exact(reference, x), rel=1e-10)
+
+
+def test_log1p_ratio_far_out():
+    got = log1p_ratio(torch.tensor(1e40, dtype=torch.float64))
+    assert float(got) == pytest.approx(float(mpmath.log1p(1e40) / 1e40), rel=1e-14)
+
+
+@pytest.mark.parametrize("x", [1e-30, 1e-3, 0.4, 1.0, 7.7, 31.0, 1e4, 1e15])
+def test_trigamma(x):
+    got = float(trigamma(torch.tensor(x, dtype=torch.float64)))
+    with mpmath.workdps(60):
+        want = float(mpmath.psi(1, mpmath.mpf(x)))
+    assert got == pytest.approx(want, rel=2e-15)
