@@ -84,11 +84,6 @@ class Fitted:
         """Probability of every group for every unit; (N, K)."""
         return self.assembled.mixture.posterior(self.solution.x).cpu().numpy()
 
-    @cached_property
-    def unit_loglik(self) -> np.ndarray:
-        """Log-likelihood of every unit, without weights; (N,)."""
-        return self.assembled.mixture.loglik(self.solution.x).cpu().numpy()
-
     def coefficients(self, number: int = 0, x: Tensor | None = None) -> Tensor:
         """User's coefficients of an outcome, (K, C); zero where absent.
 

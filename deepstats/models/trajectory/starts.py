@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-__all__ = ["exchanges", "insertions", "partitions", "quantiles", "subsets"]
+__all__ = ["exchanges", "insertions", "partitions", "subsets"]
 
 #: Units a group begins with in a random subset: at least, at most.
 _SUBSET = (3, 12)
@@ -31,12 +31,6 @@ def subsets(units: int, groups: int, count: int, generator: Generator) -> Tensor
         chosen = torch.randperm(units, generator=generator)[: int(sizes.sum())]
         row[chosen] = torch.repeat_interleave(torch.arange(groups), sizes)
     return labels
-
-
-def quantiles(level: Tensor, groups: int) -> Tensor:
-    """Cut units into groups of equal size by a level, as their mean; (1, N)."""
-    rank = torch.argsort(torch.argsort(level))
-    return (rank * groups // len(level))[None]
 
 
 def insertions(
