@@ -7,6 +7,7 @@ from .compute import set_default_device
 from .fitting import (
     fit,
     glm,
+    glmer,
     lmer,
     logit,
     ols,
@@ -38,6 +39,7 @@ __all__ = [
     "etable",
     "fit",
     "glm",
+    "glmer",
     "hurdle",
     "lmer",
     "load",

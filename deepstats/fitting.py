@@ -13,6 +13,7 @@ from .models.beta import betareg
 from .models.categorical import mnlogit, ordinal
 from .models.counts import hurdle, negativebinomial, zinb, zip_
 from .models.glm import GLM
+from .models.glmm import MixedGLM
 from .models.linear import OLS
 from .models.mixed import LinearMixed
 from .models.trajectory import Trajectory
@@ -20,7 +21,7 @@ from .models.trajectory.selection import traj_select
 from .results import Results
 
 __all__ = [
-    "fit", "glm", "lmer", "logit", "ols", "poisson", "probit", "traj",
+    "fit", "glm", "glmer", "lmer", "logit", "ols", "poisson", "probit", "traj",
     "traj_select", "wls",
 ]  # fmt: skip
 
@@ -53,6 +54,36 @@ def lmer(formula: str | Formula, data: Any, **options: Any) -> LinearMixed:
     [1.2777, 0.2372]
     """
     return LinearMixed(formula, data, **options)
+
+
+def glmer(formula: str | Formula, data: Any, **options: Any) -> MixedGLM:
+    """Generalised linear mixed model, as R's ``glmer`` and ``glmmTMB``.
+
+    Parameters
+    ----------
+    formula : str or Formula
+        ``"y ~ x + (1 | g)"``, ``"cbind(successes, failures) ~ x + (1 + x | g)"``; any
+        number of random-effects terms, nested or crossed.
+    data : frame or mapping
+        pandas, polars, pyarrow or a mapping of columns.
+    **options
+        family, link, zi_formula, disp_formula, information, weights, offset, exposure,
+        na_action, context, device: see `models.glmm.MixedGLM`.
+
+    Returns
+    -------
+    MixedGLM
+        Call ``.fit()`` on it.
+
+    Examples
+    --------
+    >>> import deepstats as ds
+    >>> data = {"y": [0, 1, 0, 2, 9, 7, 8, 6, 3, 4, 2, 5], "g": list("aaaabbbbcccc")}
+    >>> model = ds.glmer("y ~ 1 + (1 | g)", data, family="poisson")
+    >>> model.fit().varcorr["sdcor"].round(3).tolist()
+    [0.853]
+    """
+    return MixedGLM(formula, data, **options)
 
 
 def traj(formula: str | Formula, data: Any, **options: Any) -> Trajectory:
@@ -248,6 +279,7 @@ _FIT_OPTIONS = ("use_t", "start_params", "maxiter", "tol", "information", "disp"
 _TRAJECTORY_OPTIONS = (
     "starts", "seed", "start", "order", "maxiter", "tol", "em_steps", "progress",
 )  # fmt: skip
+_GLMER_OPTIONS = ("nagq", "start", "maxiter", "tol", "disp")
 _MIXED_OPTIONS = ("reml", "ddf", "start", "maxiter", "tol", "disp")
 
 
@@ -343,11 +375,14 @@ def _mixed(
         None,
         "identity",
     ):
-        raise ModelError(
-            f"random effects such as {formula.rhs.groups[0].text} go with the gaussian "
-            f"family and the identity link; {name} mixed models are not in this "
-            "version."
-        )
+        at_fit = {k: options.pop(k) for k in _GLMER_OPTIONS if k in options}
+        if cov_type != "nonrobust":
+            raise ModelError(
+                f"cov_type={cov_type!r}: generalised linear mixed models have standard "
+                "errors by the observed information only, in this version."
+            )
+        model = MixedGLM(formula, data, family=family, link=link, **options)
+        return model.fit(**at_fit)
     at_fit = {k: options.pop(k) for k in _MIXED_OPTIONS if k in options}
     results = LinearMixed(formula, data, **options).fit(**at_fit)
     if cov_type == "nonrobust":

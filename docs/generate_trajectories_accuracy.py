@@ -119,6 +119,13 @@ def _version(program: str) -> str:
     return told.split()[1]
 
 
+def optima() -> str:
+    """Return how often the best maximum is found, as its benchmark printed it."""
+    printed = (ROOT / "benchmarks" / "results" / "trajectory_optima.md").read_text()
+    body = printed.partition("\n")[2].replace("\n## ", "\n### ")
+    return f"\n## The best maximum: how often it is found\n{body}"
+
+
 def main() -> None:
     """Write the page."""
     lines, count = quantities()
@@ -135,7 +142,7 @@ def main() -> None:
     separated = " and ".join(reference.SEPARATED)
     text = HEAD.format(count=count) + lines
     text += MIDDLE.format(better=better, separated=separated)
-    text += peers(found) + TAIL.format(rows=rows)
+    text += peers(found) + TAIL.format(rows=rows) + optima()
     (ROOT / "docs" / "trajectories_accuracy.md").write_text(text)
     print(text)
 

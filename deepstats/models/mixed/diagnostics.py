@@ -257,7 +257,8 @@ def _inside(fitted: Fitted) -> np.ndarray:
 def _variances(results: MixedResults) -> tuple[float, dict[str, float], float]:
     """Variance of the fixed part, mean variances by factor, and of the residual."""
     design, fitted = results.model.design, results.mixed
-    predictor = fixed_part(replace(design, offset=None), fitted.beta, fitted.compute)
+    beta = results.fe_params.to_numpy(copy=True)
+    predictor = fixed_part(replace(design, offset=None), beta, fitted.compute)
     shares = dict.fromkeys(results.ngroups, 0.0)
     columns = random_columns(design, fitted.compute)
     for term, Z, root in zip(
@@ -271,7 +272,7 @@ def _variances(results: MixedResults) -> tuple[float, dict[str, float], float]:
     return float(predictor.var(ddof=1)), shares, residual
 
 
-def r_squared(results: MixedResults) -> pd.Series:
+def r_squared(results: MixedResults, residual: float | None = None) -> pd.Series:
     """Marginal and conditional R-squared.
 
     With the variance F of the fixed part over the rows (offset left out), R the mean of
@@ -281,6 +282,8 @@ def r_squared(results: MixedResults) -> pd.Series:
     Parameters
     ----------
     results : MixedResults
+    residual : float, optional
+        Residual variance in place of that of the model.
 
     Returns
     -------
@@ -295,19 +298,22 @@ def r_squared(results: MixedResults) -> pd.Series:
     ibid. 5. Nakagawa, Johnson & Schielzeth (2017), Journal of the Royal Society
     Interface 14.
     """
-    fixed, shares, residual = _variances(results)
+    fixed, shares, own = _variances(results)
+    residual = own if residual is None else residual
     random = sum(shares.values())
     total = fixed + random + residual
     values = [fixed / total, (fixed + random) / total]
     return pd.Series(values, ["marginal", "conditional"], name="R2")
 
 
-def intraclass(results: MixedResults) -> pd.DataFrame:
+def intraclass(results: MixedResults, residual: float | None = None) -> pd.DataFrame:
     """Share of the variance that each grouping factor has.
 
     Parameters
     ----------
     results : MixedResults
+    residual : float, optional
+        Residual variance in place of that of the model.
 
     Returns
     -------
@@ -322,7 +328,8 @@ def intraclass(results: MixedResults) -> pd.DataFrame:
     intra-class correlation coefficient from generalized linear mixed-effects models
     revisited and expanded, Journal of the Royal Society Interface 14.
     """
-    fixed, shares, residual = _variances(results)
+    fixed, shares, own = _variances(results)
+    residual = own if residual is None else residual
     part = pd.Series({**shares, "all": sum(shares.values())})
     rest = part["all"] + residual
     return pd.DataFrame({"adjusted": part / rest, "unadjusted": part / (fixed + rest)})

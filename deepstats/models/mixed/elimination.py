@@ -35,7 +35,7 @@ from .products import Products, Vector
 from .rest import Rest, RestInverse, factorise_rest
 from .sparse import SparseLayout, SparseRest, factorise_sparse
 
-__all__ = ["Factorisation", "factorise"]
+__all__ = ["Blocks", "Factorisation", "factorise"]
 
 # Below this standardised standard deviation dividing by it would lose digits: by its
 # square for a scalar, by its fourth power for the least dimension of a vector.
@@ -55,6 +55,27 @@ class _Eliminated:
     C: Coupling | None
     XY: Tensor
     W: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Blocks of the inverse where the equations have entries.
+
+    Attributes
+    ----------
+    diagonal, Q, inner
+        See `Factorisation.blocks`.
+    between : dict of (int, int) to Tensor, each (K, K_l, m)
+        Of two stages, by level of the first; of a stage with itself.
+    to_rest : dict of int to Tensor, each (K, m, q)
+        Of a stage and the rest; of the first stage only where `known` is asked for it.
+    """
+
+    diagonal: list[Tensor]
+    Q: list[Tensor | None]
+    inner: RestInverse
+    between: dict[tuple[int, int], Tensor]
+    to_rest: dict[int, Tensor]
 
 
 @dataclass(eq=False)
@@ -99,6 +120,7 @@ class Factorisation:
         """
         kept, parts = [], list(rhs.stages)
         rest, X = rhs.rest, rhs.X
+        fixed = len(X) > 0
         for number, stage in enumerate(self.stages):
             here = parts[number]
             kept.append(here)
@@ -110,12 +132,16 @@ class Factorisation:
                 )
             if stage.C is not None:
                 rest = rest - stage.C.transposed(t)
-            XY = stage.XY[:, :, :-1].flatten(0, 1)
-            X = X - XY.T @ t.flatten(0, 1)
-        rest, X = self.rest.solve(rest, X)
+            if fixed:
+                XY = stage.XY[:, :, :-1].flatten(0, 1)
+                X = X - XY.T @ t.flatten(0, 1)
+        if fixed or len(rest):
+            rest, X = self.rest.solve(rest, X)
         for number in range(len(self.stages) - 1, -1, -1):
             stage = self.stages[number]
-            here = kept[number] - stage.XY[:, :, :-1] @ X
+            here = kept[number]
+            if fixed:
+                here = here - stage.XY[:, :, :-1] @ X
             if stage.C is not None:
                 here = here - stage.C.times(rest)
             for later, E in stage.E.items():
@@ -182,6 +208,20 @@ class Factorisation:
         inner : RestInverse
             Inverse of the rest (and fixed effects).
         """
+        found = self.known(with_x, whole)
+        return found.diagonal, found.Q, found.inner
+
+    def known(self, with_x: bool, whole: bool = True, across: bool = False) -> Blocks:
+        """Blocks of the inverse by level of each factor, and between factors.
+
+        Parameters
+        ----------
+        with_x, whole
+            See `blocks`.
+        across : bool, default False
+            Whether those of the first stage and the rest are wanted; its coupling is
+            dense then.
+        """
         products = self.products
         inner = self.rest.inverse(with_x, full=whole or self._reads_all())
         diagonal: list[Tensor | None] = [None] * len(self.roots)
@@ -195,7 +235,7 @@ class Factorisation:
             if last and not stage.E and not whole:
                 break
             X = stage.XY[:, :, :-1] if with_x else stage.XY[:, :, :0]
-            if last and not stage.E:
+            if last and not stage.E and not across:
                 Q = self._through_rest(stage, X, inner)
             else:
                 Q = self._through_chain(
@@ -205,7 +245,7 @@ class Factorisation:
             Qs[number] = Q
             pattern[number, number] = K
             diagonal[products.stage_factors[number]] = K
-        return diagonal, Qs, inner
+        return Blocks(diagonal, Qs, inner, pattern, to_rest)
 
     def _diagonal(self, inner: RestInverse, number: int) -> Tensor:
         """Diagonal blocks of the inverse for a factor of the rest."""
@@ -278,7 +318,9 @@ class Factorisation:
         to_rest: dict[int, Tensor],
     ) -> Tensor:
         """Q of a stage, and its blocks of the inverse with all later ones."""
-        C = X if stage.C is None else torch.cat([stage.C.C, X], dim=2)
+        C = X if stage.C is None else stage.C.C
+        if stage.C is not None and X.shape[2]:
+            C = torch.cat([C, X], dim=2)
         to = C @ inner
         for later, E in stage.E.items():
             above = to_rest[later].index_select(1, stage.parent[later])
@@ -301,7 +343,9 @@ class Factorisation:
         block = pattern[low, high].index_select(2, stage.parent[low])
         return block if (low, high) == (one, two) else block.transpose(0, 1)
 
-    def traces(self, with_x: bool, exact: bool = True) -> list[Tensor]:
+    def traces(
+        self, with_x: bool, exact: bool = True, blocks: Blocks | None = None
+    ) -> list[Tensor]:
         """``sum_i Z_i'PZ_i`` of every factor, (K, K): the determinants' derivative.
 
         Parameters
@@ -310,10 +354,13 @@ class Factorisation:
             P net of the fixed effects (REML), or the inverse of Sigma (ML).
         exact : bool, default True
             False lets a sparse rest estimate them.
+        blocks : Blocks, optional
+            What `known` gave, where it was asked before.
         """
         if isinstance(self.rest, SparseRest):
             return self._sparse_traces(with_x, exact)
-        diagonal, Qs, inner = self.blocks(with_x, whole=False)
+        blocks = blocks or self.known(with_x, whole=False)
+        diagonal, Qs, inner = blocks.diagonal, blocks.Q, blocks.inner
         out: list[Tensor | None] = [None] * len(self.roots)
         for number, stage in enumerate(self.stages):
             F, Q = identity_plus_minus(stage), Qs[number]

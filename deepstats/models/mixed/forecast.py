@@ -191,14 +191,14 @@ class _Data:
     @classmethod
     def read(
         cls, results: MixedResults, exog: Any, offset: Any, keep: list[np.ndarray],
-        all_columns: bool,
+        all_columns: bool, exposure: Any = None,
     ) -> _Data:  # fmt: skip
         """Read data against the model, as far as they are needed."""
         design = results.model.design
         kept = [bool(k.any()) for k in keep]
         if exog is None:
-            if offset is not None:
-                raise ValueError("offset goes with new data.")
+            if offset is not None or exposure is not None:
+                raise ValueError("offset goes with new data, and so does exposure.")
             random = [
                 r if k else None for r, k in zip(design.random, kept, strict=True)
             ]
@@ -216,7 +216,7 @@ class _Data:
         narrowed = replace(
             spec, formula=replace(spec.formula, rhs=rhs), parts=(*spec.parts, *parts)
         )
-        new = narrowed.rebuild(exog, offset=offset, random=True)
+        new = narrowed.rebuild(exog, offset=offset, exposure=exposure, random=True)
         terms, matrices = iter(new.random), iter(new.parts[len(spec.parts) :])
         random = [next(terms) if k else None for k in kept]
         columns = [

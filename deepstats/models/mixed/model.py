@@ -33,7 +33,9 @@ from .search import determined, minimise, starting
 from .small import is_small, small_fixed, small_products
 from .structure import Structure, kind_of
 
-__all__ = ["LinearMixed", "parameters_of"]
+__all__ = [
+    "LinearMixed", "check_columns", "check_distinct", "parameters_of", "without_groups",
+]  # fmt: skip
 
 
 class LinearMixed(RegressionModel):
@@ -104,7 +106,7 @@ class LinearMixed(RegressionModel):
                 "for a linear model without."
             )
         if formula.call is not None or formula.rhs.calls or formula.parts:
-            super()._refuse(_without_groups(formula), absorb)
+            super()._refuse(without_groups(formula), absorb)
 
     def _check_groups(self) -> None:
         design = self.design
@@ -113,12 +115,7 @@ class LinearMixed(RegressionModel):
                 f"{design.n_zero_weight} weights are zero: such rows say nothing; "
                 "leave them out."
             )
-        for one, two in combinations(design.random, 2):
-            if _alike(one, two):
-                raise DesignError(
-                    f"{_text(one)} and {_text(two)} group the rows alike: only the sum "
-                    "of their variances is determined. Leave one of them out."
-                )
+        check_distinct(design.random)
         for random in design.random:
             levels = len(random.grouping)
             # Uncorrelated effects are terms of their own, as in lme4.
@@ -204,26 +201,7 @@ class LinearMixed(RegressionModel):
             return np.array([[1.0 if w is None else float(w.mean())]])
         columns = Z.to_dense(self.compute.on_cpu()).numpy()
         gram = columns.T @ (columns if w is None else columns * w[:, None]) / design.n
-        text = random.term.text or str(random.term)
-        d = np.sqrt(np.diag(gram))
-        if (d == 0).any():
-            name = Z.names[int(np.argmin(d))]
-            raise DesignError(
-                f"{name} in {text} is zero in every row, or too small to be squared; "
-                "leave it out or rescale it."
-            )
-        values, vectors = np.linalg.eigh(gram / d[:, None] / d)
-        if values[0] <= 1e-12 * values[-1]:
-            at = np.flatnonzero(np.abs(vectors[:, 0]) > 1e-3)
-            names = [Z.names[j] for j in at if Z.names[j] != "Intercept"]
-            constant = len(at) == 2 and len(names) == 1
-            raise DesignError(
-                f"{text}: {names[0]} is constant, so its slope cannot be told from the "
-                "intercept; leave it out, or write (0 + ... | g)."
-                if constant
-                else f"{text}: {', '.join(Z.names[j] for j in at)} determine one "
-                "another; leave one out before the bar."
-            )
+        check_columns(random, gram)
         return gram
 
     @one_thread()
@@ -318,7 +296,8 @@ class LinearMixed(RegressionModel):
             )
 
 
-def _without_groups(formula: Formula) -> Formula:
+def without_groups(formula: Formula) -> Formula:
+    """Return a formula without its random effects."""
     from dataclasses import replace
 
     return replace(formula, rhs=replace(formula.rhs, groups=()))
@@ -326,6 +305,60 @@ def _without_groups(formula: Formula) -> Formula:
 
 def _text(random: RandomTerm) -> str:
     return random.term.text or str(random.term)
+
+
+def check_distinct(terms: Sequence[RandomTerm]) -> None:
+    """Refuse terms that let the same columns vary over the same groups of rows.
+
+    Parameters
+    ----------
+    terms : sequence of RandomTerm
+
+    Raises
+    ------
+    DesignError
+    """
+    for one, two in combinations(terms, 2):
+        if _alike(one, two):
+            raise DesignError(
+                f"{_text(one)} and {_text(two)} group the rows alike: only the sum "
+                "of their variances is determined. Leave one of them out."
+            )
+
+
+def check_columns(random: RandomTerm, gram: np.ndarray) -> None:
+    """Refuse columns before the bar that are zero or determine one another.
+
+    Parameters
+    ----------
+    random : RandomTerm
+    gram : ndarray, shape (K, K)
+        Mean cross-product of its columns.
+
+    Raises
+    ------
+    DesignError
+    """
+    Z, text = random.Z, _text(random)
+    d = np.sqrt(np.diag(gram))
+    if (d == 0).any():
+        name = Z.names[int(np.argmin(d))]
+        raise DesignError(
+            f"{name} in {text} is zero in every row, or too small to be squared; "
+            "leave it out or rescale it."
+        )
+    values, vectors = np.linalg.eigh(gram / d[:, None] / d)
+    if values[0] <= 1e-12 * values[-1]:
+        at = np.flatnonzero(np.abs(vectors[:, 0]) > 1e-3)
+        names = [Z.names[j] for j in at if Z.names[j] != "Intercept"]
+        constant = len(at) == 2 and len(names) == 1
+        raise DesignError(
+            f"{text}: {names[0]} is constant, so its slope cannot be told from the "
+            "intercept; leave it out, or write (0 + ... | g)."
+            if constant
+            else f"{text}: {', '.join(Z.names[j] for j in at)} determine one "
+            "another; leave one out before the bar."
+        )
 
 
 def _alike(one: RandomTerm, two: RandomTerm) -> bool:

@@ -159,7 +159,7 @@ def _residual_table(results: MixedResults) -> Table:
     return Table(frame, formats, caption="Scaled residuals", index=False)
 
 
-def _random_table(results: MixedResults) -> Table:
+def _random_table(results: MixedResults, residual: bool = True) -> Table:
     """Variances of each term, with its correlations as a triangle beside them."""
     fitted, rows = results.mixed, []
     for j in fitted.structure.order:
@@ -172,8 +172,9 @@ def _random_table(results: MixedResults) -> Table:
                     _correlation(V[a, b] / (sd[a] * sd[b])) for b in earlier
                 ]
             rows.append([label if a == 0 else "", name, V[a, a], sd[a], *correlations])
-    known = "" if results.model.sigma is None else "(known)"
-    rows.append(["Residual", known, fitted.sigma**2, fitted.sigma])
+    if residual:
+        known = "" if results.model.sigma is None else "(known)"
+        rows.append(["Residual", known, fitted.sigma**2, fitted.sigma])
     widest = max(len(row) for row in rows)
     heads = ["Groups", "Name", "Variance", "Std. Dev.", "Corr", *[""] * widest][:widest]
     frame = pd.DataFrame([row + [""] * (widest - len(row)) for row in rows])

@@ -236,14 +236,23 @@ class Pictures:
         self.residuals(ax=axes[0, 0])
         self.qq(ax=axes[0, 1])
         self.residuals(scale_location=True, ax=axes[1, 0])
+        self.draw_effects(axes[1, 1])
+        return axes
+
+    def draw_effects(self, ax: Axes) -> None:
+        """Draw quantiles of the first random effect that varies, or say that none does.
+
+        Parameters
+        ----------
+        ax : Axes
+        """
         varying = [e for e in self._effects() if len(e.standardised()) > 1]
         if varying:
-            self.qq("ranef", varying[0].factor, varying[0].name, ax=axes[1, 1])
-        else:
-            axes[1, 1].set_axis_off()
-            text = "all variances of random effects are zero"
-            axes[1, 1].text(0.5, 0.5, text, ha="center", va="center", color=_GREY)
-        return axes
+            self.qq("ranef", varying[0].factor, varying[0].name, ax=ax)
+            return
+        ax.set_axis_off()
+        text = "all variances of random effects are zero"
+        ax.text(0.5, 0.5, text, ha="center", va="center", color=_GREY)
 
     # -- choosing ----------------------------------------------------------------------
 

@@ -352,6 +352,15 @@ class _Pass:
         return parent if bool((parent[low] == high).all()) else None
 
     def run(self) -> Products:
+        self._allocate()
+        self._rows()
+        if not self.orthonormal:
+            self._orthonormalise()
+        weights = self.design.weights
+        return self._gathered(0.0 if weights is None else float(np.log(weights).sum()))
+
+    def _allocate(self) -> None:
+        """Begin all sums at zero."""
         factors = self.structure.factors
         self.D = [self.zeros(f.k, f.k, f.m) for f in factors]
         self.XY = [self.zeros(f.k, self.p + 1, f.m) for f in factors]
@@ -371,9 +380,10 @@ class _Pass:
             a: [] for a, form in enumerate(forms) if form is Pairs
         }
         self.G = self.zeros(self.p + 1, self.p + 1)
-        self._rows()
-        if not self.orthonormal:
-            self._orthonormalise()
+
+    def _gathered(self, log_weights: float) -> Products:
+        """Put the sums together."""
+        forms = self._forms()
         XY = [x.transpose(1, 2).contiguous() for x in self.XY]
         stages = []
         for a, i in enumerate(self.chain):
@@ -387,12 +397,10 @@ class _Pass:
         for number, j in enumerate(self.rest):
             self._fill_diagonal(number, self.D[j])
         BXY = [XY[j].transpose(0, 1).reshape(-1, self.p + 1) for j in self.rest]
-        weights = self.design.weights
         return Products(
             self.structure, stages, self.chain, self.rest, self.offsets, self.layout,
             self.B, torch.cat(BXY) if BXY else self.zeros(0, self.p + 1), self.G,
-            self.R, self.center, self.design.n,
-            0.0 if weights is None else float(np.log(weights).sum()),
+            self.R, self.center, self.design.n, log_weights,
         )  # fmt: skip
 
     def _forms(self) -> list[type[Coupling] | None]:
@@ -472,12 +480,19 @@ class _Pass:
         replace(compute, threads=1).sum_blocks(design.n, rows, prepare, body, merge)
 
     def _add(self, Z: list[Tensor], XY: Tensor, w: Tensor | None, part: slice) -> None:
-        codes = [c[part] for c in self.codes]
         weighted = Z if w is None else [z * w for z in Z]
-        self.G += (XY if w is None else XY * w) @ XY.T
+        wXY = XY if w is None else XY * w
+        self.G += wXY @ XY.T
+        self._add_products(Z, weighted, wXY, part)
+
+    def _add_products(
+        self, Z: list[Tensor], weighted: list[Tensor], wXY: Tensor, part: slice
+    ) -> None:
+        """Add all but the fixed effects' own; `wXY` is weighted already."""
+        codes = [c[part] for c in self.codes]
         for j, (z, wz) in enumerate(zip(Z, weighted, strict=True)):
             for a in range(len(z)):
-                self.XY[j][a].index_add_(1, codes[j], XY * wz[a])
+                self.XY[j][a].index_add_(1, codes[j], wXY * z[a])
                 for b in range(a + 1):
                     self.D[j][a, b].index_add_(0, codes[j], wz[a] * z[b])
                     if a != b:

@@ -188,6 +188,9 @@ class Rest:
         p, layout = self.p, self.layout
         V = self.scale(layout.gather(rest), transposed=True)
         half = torch.linalg.solve_triangular(self.L, V, upper=False)
+        if not p:
+            back = torch.linalg.solve_triangular(self.L.mT, half, upper=True)
+            return layout.scatter(self.scale(back)), X
         H = self.H[:, :, :p]
         X = X - torch.einsum("cdp,cdk->pk", H, half)
         corner = self.corner[:p, :p]

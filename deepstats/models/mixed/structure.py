@@ -149,7 +149,7 @@ class Structure:
         Raises
         ------
         ModelError
-            For a covariance structure that linear mixed models here do not have.
+            For a covariance structure that mixed models here do not have.
         """
         groups: dict[str, list[int]] = {}
         for number, term in enumerate(random):
@@ -317,13 +317,13 @@ def kind_of(random: RandomTerm) -> str:
     Raises
     ------
     ModelError
-        For a covariance structure that linear mixed models here do not have.
+        For a covariance structure that mixed models here do not have.
     """
     structure = random.term.structure
     if structure not in ("us", "diag"):
         raise ModelError(
-            f"{random.term.text or random.term}: linear mixed models here have "
-            f"unstructured (x | g) and diagonal (x || g) covariances, not {structure}."
+            f"{random.term.text or random.term}: mixed models here have unstructured "
+            f"(x | g) and diagonal (x || g) covariances, not {structure}."
         )
     return "diag" if structure == "diag" or not random.term.correlated else "us"
 

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import deepstats as ds
 from deepstats.errors import (
     ConvergenceWarning,
     DesignError,
@@ -403,8 +402,3 @@ def test_singular_fit_says_what_is_singular(data):
         result = fit(data)
     assert result.singular
     assert result.varcorr["vcov"].iloc[0] == 0.0
-
-
-def test_other_families_are_not_here(data):
-    with pytest.raises(ModelError, match="gaussian"):
-        ds.fit("y ~ x + (1 | g)", data, family="poisson")

@@ -1,0 +1,432 @@
+"""From a generalised linear model to the optimum of a mixed one.
+
+Steps are Newton's with an approximate Hessian (the linear model's information at the
+weights of the point), corrected by what gradients have shown on the way. At the
+optimum the exact Hessian, by differences of the exact gradient, takes over: it is what
+standard errors need anyway.
+
+References
+----------
+Gilmour, Thompson & Cullis (1995), Average information REML; Nocedal & Wright (2006),
+Numerical Optimization, section 6.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..mixed.search import bounded_step
+from .laplace import TIGHT, Laplace, Point
+
+__all__ = ["Found", "hessian", "minimise"]
+
+#: Steps shorter than this, in standard errors, are taken with the exact Hessian.
+_NEAR = 1e-3
+#: The Hessian is made anew where the point has moved further since it was made.
+_MOVED = 1e-3
+#: A standardised variance that falls below this is tried at zero.
+_ZERO = 1e-8
+#: Differences of gradients reach this far, in units of 1 / sqrt(curvature).
+_STEP = 1e-4
+#: They change covariance parameters by this share at most, small ones as one so large.
+_SHARE, _SMALL = 1e-3, 0.03
+#: Steps longer than this, in standard errors, are followed by a new approximate Hessian
+#: and need the modes no nearer than so; the gradient's change corrects it after others.
+_FAR, _LOOSE = 0.5, 1e-5
+#: Differences of gradients need them so near.
+_CLOSE = 1e-7
+#: Steps of scoring without random effects.
+_SCORING = 8
+#: An approximate Hessian that is nearer to singular, its diagonal scaled to one, is
+#: taken without what covariances and coefficients have in common.
+_REGULAR = 0.1
+#: A parameter at its bound with a smaller gradient may leave it, and a curvature (the
+#: diagonal scaled to one) below minus this is one of a saddle.
+_LEVEL, _CURVED = 1e-6, 1e-3
+#: Covariances worse conditioned than this (by standard deviations) are as singular.
+_SINGULAR = 1e4
+_HALVINGS = 30
+#: A gain below this share of the value is none: the exact Hessian is needed.
+_GAIN = 1e-8
+#: Longest step: of a covariance parameter, and of a linear predictor (mean square).
+_LONGEST, _LONGEST_ETA = 1.0, 3.0
+
+
+@dataclass(eq=False)
+class _Joint:
+    """Both kinds of parameters side by side, as `bounded_step` reads a point."""
+
+    point: Point
+
+    @property
+    def x(self) -> np.ndarray:
+        return np.concatenate([self.point.x, self.point.gamma])
+
+    @property
+    def gradient(self) -> np.ndarray:
+        return np.concatenate(self.point.gradient)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Where the search ended.
+
+    Attributes
+    ----------
+    point : Point
+    hessian : ndarray
+        Exact second derivatives of minus twice the log-likelihood, in the covariance
+        parameters and the coefficients.
+    free : ndarray of bool
+        Parameters that are not at their bound.
+    converged : bool
+    iterations, evaluations : int
+    decrement : float
+        Length of the last step, in standard errors.
+    message : str
+    """
+
+    point: Point
+    hessian: np.ndarray
+    free: np.ndarray
+    converged: bool
+    iterations: int
+    evaluations: int
+    decrement: float
+    message: str
+
+
+def minimise(
+    laplace: Laplace, x: np.ndarray, gamma: np.ndarray, *, tolerance: float = 1e-5,
+    max_iterations: int = 100,
+) -> Found:  # fmt: skip
+    """Minimise minus twice the log-likelihood.
+
+    Parameters
+    ----------
+    laplace : Laplace
+    x, gamma : ndarray
+        Where to begin: covariance parameters and coefficients.
+    tolerance : float, default 1e-5
+        On the length of the last Newton step, in standard errors.
+    max_iterations : int, default 100
+
+    Returns
+    -------
+    Found
+    """
+    k = len(x)
+    lower = np.concatenate([laplace.structure.lower, np.full(len(gamma), -np.inf)])
+    laplace.tight = _LOOSE
+    now = _Joint(laplace(x, _scored(laplace, gamma)))
+    H, made, exact = _approximate(now.point), None, None
+    message, converged, length, stalled = "", False, np.inf, False
+    iteration = 0
+    while iteration < max_iterations:
+        iteration += 1
+        step, length = _step(now, H, lower)
+        if made is None and (length < _NEAR or stalled):
+            now = _tightened(laplace, now)
+            exact = H = hessian(now.point)
+            made = now.x
+            step, length = _step(now, H, lower)
+        if length < tolerance and made is not None:
+            beyond = _escape(laplace, now, H, lower)
+            if beyond is None:
+                converged, message = True, "converged"
+                break
+            now, made = beyond, None
+            H = _approximate(now.point)
+            continue
+        laplace.tight = _LOOSE if length > _FAR else TIGHT
+        after = _line(laplace, now, _shortened(laplace, now, step), lower, k)
+        if after is None:
+            if made is None:
+                now = _tightened(laplace, now)
+                exact = H = hessian(now.point)
+                made = now.x
+                continue
+            converged = length < 1e-2
+            message = "converged to rounding" if converged else "no step descends"
+            break
+        if made is not None and length > _NEAR and not _convex(H):
+            # A saddle, as beside a singular covariance: far from what H says.
+            made = None
+        stalled = now.point.value - after.point.value < _GAIN * abs(now.point.value)
+        change, turn = after.x - now.x, after.gradient - now.gradient
+        now = after
+        if made is None and (length > _FAR or not _convex(H)):
+            # Gradients bend: what they have shown on the way is of no use here.
+            H = _approximate(now.point)
+        else:
+            H = _corrected(H, change, turn)
+    else:
+        message = f"not converged in {max_iterations} iterations"
+    now = _tightened(laplace, now)
+    # Not H: corrections by short steps show the gradient's rounding.
+    if made is None or exact is None or _distance(now.x - made, exact) > _MOVED:
+        exact = hessian(now.point)
+    free = ~((now.x <= lower) & (now.gradient >= 0))
+    return Found(
+        now.point, exact, free, converged, iteration, laplace.evaluations, length,
+        message,
+    )  # fmt: skip
+
+
+def _convex(H: np.ndarray) -> bool:
+    """Whether a Hessian is positive definite."""
+    return bool(np.linalg.eigvalsh(H)[0] > 0)
+
+
+def _escape(
+    laplace: Laplace, now: _Joint, H: np.ndarray, lower: np.ndarray
+) -> _Joint | None:
+    """Leave a saddle, as where a root is zero; None at a minimum."""
+    k, z = len(now.point.x), now.x
+    free = np.flatnonzero((z > lower) | (now.gradient <= _LEVEL))
+    d = np.sqrt(np.maximum(np.abs(np.diag(H)[free]), 1e-300))
+    values, vectors = np.linalg.eigh(H[np.ix_(free, free)] / d[:, None] / d)
+    if not values[0] < -_CURVED:
+        return None
+    way = np.zeros_like(z)
+    way[free] = vectors[:, 0] / d * np.sqrt(2 / -values[0])
+    for length in (1.0, -1.0, 0.3, -0.3, 0.1, -0.1):
+        at = np.maximum(z + _shortened(laplace, now, length * way), lower)
+        laplace.begin_at(now.point)
+        after = laplace(at[:k], at[k:])
+        if after.value < now.point.value - _GAIN * (1 + abs(now.point.value)):
+            return _Joint(after)
+    laplace.begin_at(now.point)
+    return None
+
+
+def _scored(laplace: Laplace, gamma: np.ndarray) -> np.ndarray:
+    """Coefficients without random effects, for families with one predictor."""
+    if len(laplace.X) > 1:
+        return gamma
+    (X,), density = laplace.X, laplace.density
+    value = -np.inf
+    best = gamma
+    for _ in range(_SCORING):
+        slopes = density.slopes(laplace.predictors(gamma))
+        found = float(slopes.value.sum())
+        if not found >= value:
+            break
+        step = _solved(X, slopes.positive, slopes.first)
+        best, gain, value = gamma, found - value, found
+        if gain < _GAIN * abs(value) or not np.isfinite(step).all():
+            break
+        gamma = gamma + step
+    return best
+
+
+def _solved(X: torch.Tensor, weights: torch.Tensor, first: torch.Tensor) -> np.ndarray:
+    information = (X.T @ (weights[:, None] * X)).cpu().numpy()
+    return np.linalg.lstsq(information, (X.T @ first).cpu().numpy(), rcond=1e-14)[0]
+
+
+def _tightened(laplace: Laplace, now: _Joint) -> _Joint:
+    """Evaluate a point again whose modes are not as near as they can be."""
+    if laplace.tight == TIGHT:
+        return now
+    laplace.tight = TIGHT
+    return _Joint(laplace(now.point.x, now.point.gamma))
+
+
+def _step(now: _Joint, H: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, float]:
+    step, length = bounded_step(now, H, lower)
+    return -step, length
+
+
+def _shortened(laplace: Laplace, now: _Joint, step: np.ndarray) -> np.ndarray:
+    """Shorten a step that leaves the range in which derivatives say something."""
+    k = len(now.point.x)
+    limits = [1.0]
+    if k:
+        room = _LONGEST * np.maximum(np.abs(now.point.x), 1.0)
+        limits.append(float((room / np.maximum(np.abs(step[:k]), 1e-300)).min()))
+    place = k
+    for X in laplace.X:
+        part = torch.from_numpy(step[place : place + X.shape[1]]).to(X)
+        size = float((X @ part).square().mean().sqrt())
+        limits.append(_LONGEST_ETA / max(size, 1e-300))
+        place += X.shape[1]
+    return min(limits) * step
+
+
+def _distance(step: np.ndarray, H: np.ndarray) -> float:
+    """Length of a step in standard errors."""
+    return float(np.sqrt(max(step @ H @ step / 2, 0.0)))
+
+
+def _line(
+    laplace: Laplace, now: _Joint, step: np.ndarray, lower: np.ndarray, k: int
+) -> _Joint | None:
+    """Halve a step until the value falls."""
+    slope, noise = float(step @ now.gradient), 1e-12 * (1 + abs(now.point.value))
+    length = 1.0
+    for _ in range(_HALVINGS):
+        x = np.maximum(now.x + length * step, lower)
+        variance = np.isfinite(lower) & (x < _ZERO)
+        x[variance] = 0.0
+        try:
+            after = laplace(x[:k], x[k:])
+        except FloatingPointError:
+            after = None
+        if (
+            after is not None
+            and after.value <= now.point.value + 1e-4 * length * slope + noise
+        ):
+            return _Joint(after)
+        laplace.begin_at(now.point)
+        length /= 2
+    return None
+
+
+def _corrected(H: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Make a Hessian agree with the last change of the gradient (BFGS, damped)."""
+    Hs = H @ s
+    sHs, sy = float(s @ Hs), float(s @ y)
+    if sHs <= 0 or not np.isfinite(sy):
+        return H
+    share = 1.0 if sy >= 0.2 * sHs else 0.8 * sHs / (sHs - sy)
+    y = share * y + (1 - share) * Hs
+    return H - np.outer(Hs, Hs) / sHs + np.outer(y, y) / float(s @ y)
+
+
+def _approximate(point: Point) -> np.ndarray:
+    """Return the linear model's information at a point: a first Hessian."""
+    laplace, modes = point.laplace, point.modes
+    structure, f = laplace.structure, modes.factorisation
+    products = f.products
+    directions = structure.directions(point.x)
+    count = len(directions)
+    score = [s.cpu().numpy() for s in laplace.rows.gather(modes.slopes.first)]
+    parts = [np.zeros((g.k, g.m, count)) for g in structure.factors]
+    for number, (j, D) in enumerate(directions):
+        parts[j][:, :, number] = D @ score[j]
+    device = f.L.device
+    U = products.from_factors(
+        [torch.from_numpy(p).to(device) for p in parts],
+        torch.zeros(0, count, dtype=torch.float64, device=device),
+    )
+    AU = products.multiply(U)
+    moved = U.minus(f.solve(AU))
+    k, total = len(point.x), sum(laplace.sizes)
+    H = np.eye(k + total)
+    H[:k, :k] = AU.gram(moved).cpu().numpy()
+    start = k
+    for j, X in enumerate(laplace.X):
+        at = slice(start, start + X.shape[1])
+        H[at, at] = 2 * (_marginal(laplace, point, X) if j == 0 else _plain(point, j))
+        start = at.stop
+    across = _coupled(point, directions, products.by_factor(moved))
+    full = H.copy()
+    full[k:, :k], full[:k, k:] = across, across.T
+    d = np.sqrt(np.abs(np.diag(H)).clip(1e-300))
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = full / d[:, None] / d
+    if not np.isfinite(scaled).all():
+        return H
+    return full if np.linalg.eigvalsh(scaled)[0] > _REGULAR else H
+
+
+def _coupled(
+    point: Point, directions: list[tuple[int, np.ndarray]], moved: list[torch.Tensor]
+) -> np.ndarray:
+    """How the gradient in the coefficients moves with the covariance parameters.
+
+    Parameters
+    ----------
+    point : Point
+    directions : list of (int, ndarray)
+        For each parameter the factor, and the derivative of its covariance.
+    moved : list of Tensor, each (K, m, parameters)
+        How the modes move, by factor.
+    """
+    laplace, turns, f = point.laplace, point.turns, point.modes.factorisation
+    rows = laplace.rows
+    spread = [_spread(point, j, D) for j, D in directions]
+    pulled = [rows.gather(h * turns.weight[0]) for h in spread]
+    stacked = [torch.stack(parts, dim=2) for parts in zip(*pulled, strict=True)]
+    empty = f.L.new_zeros(0, len(directions))
+    solved = f.products.by_factor(f.solve(f.products.from_factors(stacked, empty)))
+    out = []
+    for number, h in enumerate(spread):
+        a = rows.combine([p[:, :, number] for p in solved])
+        eta = rows.combine([p[:, :, number] for p in moved])
+        column = []
+        for i, X in enumerate(laplace.X):
+            # The modes' own move counts on average only where it meets another part.
+            through = a - 2 * eta if i else a
+            change = h * turns.weight[i] + through * turns.second[i]
+            column.append((X.T @ change).cpu().numpy())
+        out.append(np.concatenate(column))
+    return np.stack(out, axis=1)
+
+
+def _spread(point: Point, j: int, D: np.ndarray) -> torch.Tensor:
+    """How leverages move with a factor's covariance: what a level's block says."""
+    diagonal, rows = point.inverse[2], point.laplace.rows
+    root = point.laplace.structure.roots(point.x)[j]
+    if diagonal is None or not np.linalg.cond(root) < _SINGULAR:
+        return torch.zeros_like(point.modes.etas[0])
+    K, inverse = diagonal[j], np.linalg.inv(root @ root.T)
+    outer = torch.from_numpy(inverse @ D @ inverse).to(K)
+    if len(root) == 1:
+        return rows.form(j, K * K * outer)
+    return rows.form(j, torch.einsum("abm,bc,cdm->adm", K, outer, K))
+
+
+def _marginal(laplace: Laplace, point: Point, X: torch.Tensor) -> np.ndarray:
+    """``X'Sigma^-1 X`` of the working model."""
+    if not X.shape[1]:
+        return np.zeros((0, 0))
+    f, w = point.modes.factorisation, point.modes.slopes.weight
+    products = f.products
+    columns = [laplace.rows.gather(w * x) for x in X.T]
+    stacked = [torch.stack(c, dim=2) for c in zip(*columns, strict=True)]
+    U = products.from_factors(stacked, f.L.new_zeros(0, X.shape[1]))
+    inner = U.gram(f.solve(U))
+    return (X.T @ (w[:, None] * X) - inner).cpu().numpy()
+
+
+def _plain(point: Point, j: int) -> np.ndarray:
+    """Information of the coefficients of another predictor, the first held."""
+    laplace = point.laplace
+    X, w = laplace.X[j], laplace.density.curvature(point.modes.etas, j)
+    found = X.T @ (w[:, None] * X)
+    scale = X.T @ X
+    # Far from the optimum the curvature may be negative: then as much as one per row.
+    low = float(torch.linalg.eigvalsh(found).min())
+    return (found if low > 0 else scale).cpu().numpy()
+
+
+def hessian(point: Point) -> np.ndarray:
+    """Second derivatives by differences of the exact gradient.
+
+    They reach so little far that they are as good as central ones: relative errors are
+    of the size of `_STEP`.
+    """
+    laplace, at = point.laplace, _Joint(point)
+    z, k = at.x, len(point.x)
+    scale = np.sqrt(np.maximum(np.abs(np.diag(_approximate(point))), 1e-8))
+    reach = _STEP / scale
+    # Where a covariance is singular the approximation knows no curvature.
+    reach[:k] = np.minimum(reach[:k], _SHARE * np.maximum(np.abs(point.x), _SMALL))
+    H = np.empty((len(z), len(z)))
+    start, tight = at.gradient, laplace.tight
+    # Scoring converges linearly: its last step says less of how near the modes are.
+    laplace.tight = TIGHT if laplace.density.expected else _CLOSE
+    for j in range(len(z)):
+        up = z.copy()
+        up[j] += reach[j]
+        laplace.begin_at(point)
+        high = np.concatenate(laplace(up[:k], up[k:]).gradient)
+        H[:, j] = (high - start) / (up[j] - z[j])
+    laplace.tight = tight
+    laplace.begin_at(point)
+    return (H + H.T) / 2
