@@ -143,8 +143,8 @@ What was measured, and decided the code:
 - **Small systems by Cholesky, group by group** where groups share no coefficients.
 
 At 500 units a fit is calls of small operations, not arithmetic: the ratios are lowest
-there. At a million units nearly all of a fit is Newton's method on all units: starts are
-raced on a few thousand of them, and the best three go on.
+there. At a million units nearly all of a fit is Newton's method on all units: starts
+are raced on a few thousand of them, and the best three go on.
 
 """
 
