@@ -26,15 +26,15 @@ from glmms_libraries import LIBRARIES, OURS
 from glmms_report import markdown
 from harness import (
     HERE,
-    absence,
+    available,
     least,
     limit_memory,
     machine,
     measure_floor,
-    r_absence,
     r_output,
     r_versions,
     run_patiently,
+    write_results,
 )
 
 PACKAGES = (
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A case is replaced: its libraries are compared within one run only.
         kept = [c for c in found["cells"] if c["case"] != case.name]
         found["cells"] = kept + cells
-        _write(found, options.out)
+        write_results(found, markdown(found), options.out)
     print(options.out.with_suffix(".md").read_text())
 
 
@@ -187,15 +187,7 @@ def _say(library: str, case: Case, result: Result, seconds: float) -> None:
 
 
 def _available(names: Sequence[str]) -> list[str]:
-    reasons = {}
-    for name in names:
-        package = LIBRARIES[name].package
-        absent = r_absence if name.startswith("R ") else absence
-        reasons[name] = absent(package)
-    for name, reason in reasons.items():
-        if reason is not None:
-            print(f"left out: {name}: {reason}", file=sys.stderr)
-    return [name for name, reason in reasons.items() if reason is None]
+    return available({name: LIBRARIES[name].package for name in names})
 
 
 def _about_r(libraries: Sequence[str]) -> Result:
@@ -204,12 +196,6 @@ def _about_r(libraries: Sequence[str]) -> Result:
         return {}
     code = 'cat(basename(dirname(normalizePath(extSoftVersion()[["BLAS"]]))))'
     return r_versions([*used, "Matrix"]) | {"r_blas": r_output(code)}
-
-
-def _write(found: Result, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    out.with_suffix(".md").write_text(markdown(found))
 
 
 if __name__ == "__main__":

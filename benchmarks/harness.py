@@ -459,3 +459,28 @@ def digits(seconds: float) -> str:
 
 def yes(met: bool) -> str:
     return "yes" if met else "**no**"
+
+
+def available(packages: dict[str, str]) -> list[str]:
+    """Names of the libraries whose packages are there; the others are said to be out.
+
+    Parameters
+    ----------
+    packages : dict of str to str
+        Package by library; those of R have names that begin with "R ".
+    """
+    there = []
+    for name, package in packages.items():
+        reason = (r_absence if name.startswith("R ") else absence)(package)
+        if reason is None:
+            there.append(name)
+        else:
+            print(f"left out: {name}: {reason}", file=sys.stderr)
+    return there
+
+
+def write_results(found: dict[str, Any], text: str, out: Path) -> None:
+    """Write what was measured as JSON, and the tables of it beside."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    out.with_suffix(".md").write_text(text)

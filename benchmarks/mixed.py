@@ -33,6 +33,7 @@ from harness import (
     r_output,
     r_versions,
     run_patiently,
+    write_results,
 )
 from mixed_cases import CASES, GROWTH, QUICK, Case
 from mixed_libraries import LIBRARIES
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     limit_memory()
     for case in _chosen(options):
         found["cells"] = _merged(found["cells"], _run_case(case, libraries, options))
-        _write(found, out)
+        write_results(found, markdown(found), out)
     print(out.with_suffix(".md").read_text())
 
 
@@ -264,12 +265,6 @@ def _about_r(libraries: Sequence[str]) -> Result:
     if "openblas" not in blas.lower():
         print(f"R's BLAS is not OpenBLAS but {blas!r}: lme4 is slow", file=sys.stderr)
     return r_versions([*used, "Matrix"]) | {"r_blas": blas}
-
-
-def _write(found: Result, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    out.with_suffix(".md").write_text(markdown(found))
 
 
 if __name__ == "__main__":

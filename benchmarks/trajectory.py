@@ -23,14 +23,14 @@ from typing import Any
 import pandas as pd
 from harness import (
     HERE,
-    absence,
+    available,
     least,
     limit_memory,
     machine,
     measure_floor,
-    r_absence,
     r_versions,
     run_patiently,
+    write_results,
 )
 from mixed_cases import write
 from trajectory_cases import CASES, QUICK, REAL, REFERENCE, WARM_UNITS, Case
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ran = {(cell["case"], cell["library"]) for cell in cells}
         kept = [c for c in found["cells"] if (c["case"], c["library"]) not in ran]
         found["cells"] = kept + cells
-        _write(found, out)
+        write_results(found, markdown(found), out)
     print(out.with_suffix(".md").read_text())
 
 
@@ -184,26 +184,12 @@ def _say(library: str, case: Case, result: Result, seconds: float) -> None:
 
 
 def _available(names: Sequence[str]) -> list[str]:
-    reasons = {}
-    for name in names:
-        package = LIBRARIES[name].package
-        look = r_absence if name.startswith("R ") else absence
-        reasons[name] = look(package)
-    for name, reason in reasons.items():
-        if reason is not None:
-            print(f"left out: {name}: {reason}", file=sys.stderr)
-    return [name for name, reason in reasons.items() if reason is None]
+    return available({name: LIBRARIES[name].package for name in names})
 
 
 def _about_r(libraries: Sequence[str]) -> Result:
     used = [LIBRARIES[name].package for name in libraries if name.startswith("R ")]
     return r_versions(used) if used else {}
-
-
-def _write(found: Result, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    out.with_suffix(".md").write_text(markdown(found))
 
 
 if __name__ == "__main__":

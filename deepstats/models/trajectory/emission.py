@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -280,8 +280,31 @@ class _Summed:
         return found.reshape(K, C, S, -1).transpose(1, 2)
 
 
+class _Predicted:
+    """What emissions share whose groups have linear predictors."""
+
+    linear: _Linear
+    slots: Slots
+    first: tuple[float, ...]
+    longest: Tensor
+    lower: Tensor
+    floors: Tensor
+
+    def begin(self, count: int) -> Tensor:
+        """Parameters of one group without trends."""
+        return beginning(self.slots, self.linear.X, self.first, count)
+
+    def with_groups(self, groups: int) -> Self:
+        """Return the emission of the first groups only."""
+        slots, kept = self.slots.first(groups)
+        return replace(
+            self, slots=slots, longest=self.longest[kept], lower=self.lower[kept],
+            floors=self.floors[kept],
+        )  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
-class GridEmission(_Summed):
+class GridEmission(_Predicted, _Summed):
     """Units whose rows are among a few cells.
 
     Attributes
@@ -358,10 +381,6 @@ class GridEmission(_Summed):
         )
         return self.linear.square(second)
 
-    def begin(self, count: int) -> Tensor:
-        """Parameters of one group without trends."""
-        return beginning(self.slots, self.linear.X, self.first, count)
-
     def select(self, units: Tensor) -> GridEmission:
         """Return the emission of some units."""
         normaliser = self.normaliser
@@ -370,14 +389,6 @@ class GridEmission(_Summed):
             incidence=self.incidence.select(units),
             normaliser=None if normaliser is None else normaliser[..., units],
         )
-
-    def with_groups(self, groups: int) -> GridEmission:
-        """Return the emission of the first groups only."""
-        slots, kept = self.slots.first(groups)
-        return replace(
-            self, slots=slots, longest=self.longest[kept], lower=self.lower[kept],
-            floors=self.floors[kept],
-        )  # fmt: skip
 
 
 def beginning(
@@ -395,7 +406,7 @@ def beginning(
 
 
 @dataclass(frozen=True, eq=False)
-class RowEmission:
+class RowEmission(_Predicted):
     """Units by their rows: for times and responses that hardly repeat.
 
     Attributes
@@ -504,10 +515,6 @@ class RowEmission:
         """Minus the second derivatives of what was collected."""
         return scratch.sums[1]
 
-    def begin(self, count: int) -> Tensor:
-        """Parameters of one group without trends."""
-        return beginning(self.slots, self.linear.X, self.first, count)
-
     def select(self, units: Tensor) -> RowEmission:
         """Return the emission of some units."""
         rows, start = selected_rows(self.start, units)
@@ -521,14 +528,6 @@ class RowEmission:
         return replace(
             self, linear=linear, features=self.features[:, rows], start=start,
             normaliser=normaliser,
-        )  # fmt: skip
-
-    def with_groups(self, groups: int) -> RowEmission:
-        """Return the emission of the first groups only."""
-        slots, kept = self.slots.first(groups)
-        return replace(
-            self, slots=slots, longest=self.longest[kept], lower=self.lower[kept],
-            floors=self.floors[kept],
         )  # fmt: skip
 
 
