@@ -62,11 +62,25 @@ class RandomTerm:
     Z : ModelMatrix, shape (n, q)
         Columns that vary by group (one row of the data each, not expanded).
     grouping : Grouping
+    part : int
+        Number of the linear predictor it belongs to.
+    label : str
+        What is written before the names of its effects: the parameter whose predictor
+        it belongs to, where that is not the first.
     """
 
     term: GroupTerm
     Z: ModelMatrix
     grouping: Grouping
+    part: int = 0
+    label: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its effects: ``"x"``, or ``"inflate:x"``."""
+        if not self.label:
+            return self.Z.names
+        return tuple(f"{self.label}:{name}" for name in self.Z.names)
 
 
 @dataclass(eq=False)
@@ -123,6 +137,7 @@ class Design:
     absorbed : tuple of Grouping
         Fixed effects after ``|``, when the model absorbs them.
     random : tuple of RandomTerm
+        Of the first linear predictor, then of further ones.
     offset, weights, freq_weights, size : ndarray or None, shape (n,)
     index : pandas.Index
         Labels of the rows used.
@@ -357,7 +372,7 @@ def _coded(values: Any) -> tuple[np.ndarray, Any]:
     """Codes and sorted levels of a column of any kind."""
     if isinstance(getattr(values, "dtype", None), pd.CategoricalDtype):
         # Levels in the order of the categories: nothing to sort unless some are unused.
-        codes, levels = values.cat.codes.to_numpy(), values.dtype.categories
+        codes, levels = values.array.codes, values.dtype.categories
         if len(codes) and np.bincount(codes + 1, minlength=len(levels) + 1)[1:].all():
             return codes, levels
     return _factorize(_whole_numbers(values))
@@ -527,8 +542,12 @@ class _Builder:
                   if given[k] is not None and not isinstance(given[k], str)),
         )  # fmt: skip
         index = table.index if table.index is not None else pd.RangeIndex(table.n)
-        groups = formula.rhs.groups if response or self.levels is not None else ()
-        random = tuple(self._random(g, n) for g in groups)
+        reads = response or self.levels is not None
+        random = tuple(
+            self._random(g, n, number)
+            for number, r in enumerate(rhs if reads else ())
+            for g in r.groups
+        )
         spec.levels = self.levels or {
             r.grouping.name: r.grouping.levels for r in random
         }
@@ -593,11 +612,9 @@ class _Builder:
         where = []
         for name in used:
             values = table.numeric(name)
-            if (
-                values is not None
-                and values.dtype.kind == "f"
-                and not all_finite(values)
-            ):
+            if values is not None:
+                if values.dtype.kind != "f" or all_finite(values):
+                    continue
                 infinite = np.isinf(values)
                 if infinite.any():
                     raise DesignError(
@@ -890,7 +907,7 @@ class _Builder:
         labels = tuple(map(":".join, zip(*columns, strict=True)))
         return Grouping(name, codes.astype(np.int32), labels)
 
-    def _random(self, term: GroupTerm, n: int) -> RandomTerm:
+    def _random(self, term: GroupTerm, n: int, part: int) -> RandomTerm:
         grouping = self._grouping(term.factors)
         if self.levels is not None:
             grouping = _recoded(grouping, self.levels[grouping.name])
@@ -899,7 +916,7 @@ class _Builder:
                 f"the grouping factor {grouping.name} of {term.text} has one level in "
                 "the rows used: its variance cannot be estimated."
             )
-        return RandomTerm(term, self._matrix(term.terms, n, term.text), grouping)
+        return RandomTerm(term, self._matrix(term.terms, n, term.text), grouping, part)
 
 
 def _recoded(grouping: Grouping, levels: tuple) -> Grouping:

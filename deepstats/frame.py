@@ -94,7 +94,11 @@ class Table:
                 return None
             mask = np.isnan(values)
         else:
-            mask = np.asarray(pd.isna(self.full(name)))
+            column = self.full(name)
+            if isinstance(column.dtype, pd.CategoricalDtype):
+                mask = column.array.codes < 0
+            else:
+                mask = np.asarray(pd.isna(column))
         return mask if mask.any() else None
 
 

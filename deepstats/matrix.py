@@ -406,6 +406,12 @@ class ModelMatrix:
     def to_dense(self, compute: Compute | None = None) -> Tensor:
         """Return the whole matrix, shape (n, k)."""
         compute = compute or Compute("cpu")
+        if not self.coded and not compute.on_gpu:
+            # As below, without what a block needs besides.
+            host = np.empty((self.k, self.n), dtype=_numpy(compute.dtype))
+            for column, at in zip(self.dense, self.dense_at, strict=True):
+                column.fill(host[at], slice(0, self.n))
+            return torch.from_numpy(np.ascontiguousarray(host.T))
         space = self.scratch(max(self.n, 1), compute)
         return space.block(0, self.n).columns()
 

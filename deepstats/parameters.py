@@ -77,7 +77,10 @@ class Parameters:
 
     def scale(self, flat: Tensor) -> Tensor:
         """Return d reported / d working, for the delta method; shape of `flat`."""
-        return torch.where(self._positive(flat), flat.exp(), torch.ones_like(flat))
+        one = torch.ones_like(flat)
+        if not any(b.positive for b in self.blocks):
+            return one
+        return torch.where(self._positive(flat), flat.exp(), one)
 
     def lower(self) -> Tensor:
         """Return the least value of each of the optimiser's values."""

@@ -193,8 +193,8 @@ class Fitted:
     def singular(self) -> list[str]:
         """Terms whose covariance is singular, and how, in words."""
         out = []
-        for term, root in zip(self.structure.terms, self.roots, strict=True):
-            scaled = np.linalg.solve(term.U, root)
+        for term in self.structure.terms:
+            scaled = term.root(self.x)
             sizes = (
                 np.abs(np.diag(scaled))
                 if term.variances

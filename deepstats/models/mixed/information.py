@@ -392,9 +392,11 @@ class Curvature:
                 inner += 2 * self.quadratic(directions) - self.information(directions)
         if criterion.sigma is not None:
             return inner
-        cross = self.slopes(directions)
-        last = np.array([[float(criterion.df)]])
-        return np.block([[inner, cross[:, None]], [cross[None], last]])
+        out = np.empty((len(at) + 1,) * 2)
+        out[:-1, :-1] = inner
+        out[-1, :-1] = out[:-1, -1] = self.slopes(directions)
+        out[-1, -1] = criterion.df
+        return out
 
     @cached_property
     def covariance(self) -> np.ndarray:

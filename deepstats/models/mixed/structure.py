@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -72,8 +72,7 @@ class Term:
     @cached_property
     def triangle(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of the lower triangle, column by column, as in lme4."""
-        column, row = np.triu_indices(self.k)
-        return row, column
+        return _triangle(self.k)
 
     def root(self, x: np.ndarray) -> np.ndarray:
         """Lower-triangular factor of the standardised covariance."""
@@ -171,7 +170,7 @@ class Structure:
             kind, k = kind_of(term), term.Z.k
             size = k if kind == "diag" else k * (k + 1) // 2
             terms.append(
-                Term(term.term.text or str(term.term), term.Z.names, kind, *places[j],
+                Term(term.term.text or str(term.term), term.names, kind, *places[j],
                      slice(start, start + size), _standardisation(standardise[j], kind),
                      j)
             )  # fmt: skip
@@ -309,6 +308,12 @@ class Structure:
                 part *= columns[:, None] == columns
                 out[term.params, term.params] = part
         return out
+
+
+@lru_cache(maxsize=64)
+def _triangle(k: int) -> tuple[np.ndarray, np.ndarray]:
+    column, row = np.triu_indices(k)
+    return row, column
 
 
 def kind_of(random: RandomTerm) -> str:
