@@ -40,7 +40,9 @@ SEEDS, MANY, MANY_SEEDS = (0, 1, 2), 400, (100, 101)
 STARTS = (10, 20, 80)
 #: Log-likelihoods that differ by less, relative to their size, are of one maximum.
 SAME = 1e-6
-LIBRARIES = ("deepstats", "flexmix")
+LIBRARIES = ("deepstats", "flexmix", "gridsearch")
+#: Draws of lcmm's gridsearch, as its manual has them.
+DRAWS = 30
 #: Seconds a process of R may take.
 PATIENCE = 3000.0
 
@@ -134,6 +136,8 @@ def search(
             _flexmix(design, data, folder)
         for replicate, frame in data.items():
             arms = _arms(design, frame) if "deepstats" in libraries else {}
+            if "gridsearch" in libraries and design.family == "gaussian":
+                arms |= _drawn(design, frame, replicate)
             if "flexmix" in libraries:
                 arms |= _polished(design, frame, folder, replicate)
             found.append({"design": name, "replicate": replicate, "arms": arms})
@@ -171,6 +175,35 @@ def _arms(design: Design, frame: pd.DataFrame) -> Result:
     labels = (rank * len(design.shares) // len(rank)).astype(int)
     arms["quantiles of the means"] = _timed(partial(model.fit, start=labels))
     return arms
+
+
+def _drawn(design: Design, frame: pd.DataFrame, replicate: int) -> Result:
+    """Search as lcmm's gridsearch does, by this package's steps.
+
+    Coefficients of every group are drawn from the asymptotic distribution of those of
+    the model with one group. lcmm takes the best draw after a few steps to its maximum;
+    here all are taken there and the best counts, which cannot be less often the best.
+    """
+    model, groups = _model(design, frame), len(design.shares)
+    X = np.vander(frame.t, len(design.curves[0]), increasing=True)
+    y = frame.y.to_numpy()
+    inverse = np.linalg.inv(X.T @ X)
+    beta = inverse @ X.T @ y
+    variance = float(((y - X @ beta) ** 2).sum()) / (len(y) - len(beta))
+    rng = np.random.default_rng([replicate, 1])
+    draws = rng.multivariate_normal(beta, variance * inverse, (DRAWS, groups))
+    ids = frame["id"].to_numpy()
+    found = []
+    for coefficients in draws:
+        left = y[:, None] - X @ coefficients.T
+        density = np.zeros((ids[-1] + 1, groups))
+        np.add.at(density, ids, -(left**2) / (2 * variance))
+        weights = np.exp(density - density.max(1, keepdims=True))
+        start = weights / weights.sum(1, keepdims=True)
+        found.append(_timed(partial(model.fit, start=start)))
+    reached = [a["llf"] for a in found if a["llf"] is not None]
+    best = {"llf": max(reached, default=None), "cpu": sum(a["cpu"] for a in found)}
+    return {f"gridsearch, {DRAWS} draws": best}
 
 
 def _flexmix(design: Design, data: dict[int, pd.DataFrame], folder: Path) -> None:
@@ -261,15 +294,19 @@ def markdown(found: Result) -> str:
     told = ", ".join(f"{package} {version}" for package, version in versions.items())
     lines += [
         "lcmm is not among Debian's packages and was not run here; it fits no Poisson "
-        "and no logit model. Quantiles of the means are the start of Stata's traj and "
-        "of trajeR, here run with this package's EM and Newton steps.", "",
+        "and no logit model. The starts of its gridsearch, and quantiles of the means, "
+        "which are the start of Stata's traj and of trajeR, are run with this "
+        f"package's EM and Newton steps: of the gridsearch the best of all {DRAWS} "
+        "draws, each taken to its maximum.", "",
         f"{known['processor']}, {told}.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
 def _title(search: str) -> str:
-    return f"deepstats, {search}" if "flexmix" not in search else search
+    if search == "gridsearch":
+        return f"lcmm's gridsearch, {DRAWS} draws, by deepstats' steps"
+    return search if "flexmix" in search else f"deepstats, {search}"
 
 
 # -- the command -----------------------------------------------------------------------
