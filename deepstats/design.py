@@ -21,12 +21,12 @@ from .columns import Categorical, Numeric
 from .compute import Compute, default_compute
 from .errors import DesignError
 from .expressions import expression_variables
-from .formula import Formula, GroupTerm, Rhs, Term
+from .formula import PLACES, Formula, GroupTerm, Rhs, Term
 from .frame import Table, all_finite
 from .matrix import Block, Coded, Column, ModelMatrix, Scratch, Source
 from .transforms import evaluate
 
-__all__ = ["Batch", "Design", "Grouping", "RandomTerm", "Spec", "Table"]
+__all__ = ["Batch", "Design", "Grouping", "RandomTerm", "Spec", "Table", "varying"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -911,12 +911,27 @@ class _Builder:
         grouping = self._grouping(term.factors)
         if self.levels is not None:
             grouping = _recoded(grouping, self.levels[grouping.name])
-        elif len(grouping) < 2:
+        elif len(grouping) < 2 and term.structure in ("us", "diag"):
             raise DesignError(
                 f"the grouping factor {grouping.name} of {term.text} has one level in "
                 "the rows used: its variance cannot be estimated."
             )
-        return RandomTerm(term, self._matrix(term.terms, n, term.text), grouping, part)
+        matrix = self._matrix(varying(term), n, term.text)
+        return RandomTerm(term, matrix, grouping, part)
+
+
+def varying(term: GroupTerm) -> tuple[Term, ...]:
+    """Terms that give a group term its columns: one for each place, of coordinates."""
+    if term.structure not in PLACES:
+        return term.terms
+    coordinates = [t for t in term.terms if t.factors]
+    if not coordinates or any(t.degree > 1 for t in coordinates):
+        raise DesignError(
+            f"{term.text}: before the bar of {term.structure}() stand coordinates, "
+            f"columns of numbers: {term.structure}(x + y | g)."
+        )
+    names = ", ".join(t.factors[0] for t in coordinates)
+    return (Term((f"points({names})",)),)
 
 
 def _recoded(grouping: Grouping, levels: tuple) -> Grouping:

@@ -11,12 +11,18 @@ __all__ = [
     "BoundaryWarning",
     "ContrastWarning",
     "ConvergenceWarning",
+    "CoordinateError",
     "DesignError",
     "FormulaError",
+    "GradientWarning",
+    "InfeasibleError",
+    "LossError",
+    "MeanFieldWarning",
     "MissingDataWarning",
     "ModelError",
     "NonuniqueWarning",
     "RankWarning",
+    "SelectionWarning",
     "SeparationWarning",
     "SingularFitWarning",
     "caution",
@@ -50,8 +56,24 @@ class DesignError(ValueError):
     """Data that a formula or a family cannot take."""
 
 
+class CoordinateError(DesignError):
+    """Coordinates in which distances cannot be measured, such as degrees."""
+
+
 class ModelError(ValueError):
     """An option, or a combination of options, that a model does not support."""
+
+
+class LossError(ModelError):
+    """A loss that cannot be minimised: NaN, a wrong shape, no gradient."""
+
+
+class InfeasibleError(ModelError):
+    """Constraints that no coefficients satisfy."""
+
+
+class GradientWarning(UserWarning):
+    """Part of a loss is cut off its gradient, so that no optimiser sees it."""
 
 
 class ContrastWarning(UserWarning):
@@ -60,6 +82,10 @@ class ContrastWarning(UserWarning):
 
 class ConvergenceWarning(UserWarning):
     """The optimiser stopped before its criterion was met."""
+
+
+class SelectionWarning(UserWarning):
+    """A variable was not, or could not be, chosen."""
 
 
 class SeparationWarning(UserWarning):
@@ -80,6 +106,10 @@ class BoundaryWarning(UserWarning):
 
 class SingularFitWarning(BoundaryWarning):
     """An estimated random-effects covariance is singular."""
+
+
+class MeanFieldWarning(UserWarning):
+    """A posterior in which nothing depends on anything: its spread is too small."""
 
 
 class MissingDataWarning(UserWarning):

@@ -21,6 +21,7 @@ from .grammar import MODEL_CALLS, R_FUNCTIONS, TERM_CALLS, TermReader
 from .transforms import TRANSFORMS
 
 __all__ = [
+    "PLACES",
     "STRUCTURES",
     "Call",
     "Formula",
@@ -37,15 +38,21 @@ STRUCTURES = (
     "homdiag",
     "cs",
     "hcs",
+    "homcs",
     "ar1",
+    "hetar1",
     "ou",
     "toep",
+    "homtoep",
     "exp",
     "gau",
     "mat",
     "rr",
 )
 """Covariance structures that may stand before a group term: ``ar1(0 + t | g)``."""
+
+PLACES = ("ou", "exp", "gau", "mat")
+"""Those of them before whose bar stand coordinates: ``exp(x + y | g)``."""
 
 
 # --------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ __all__ = [
     "check_expression",
 ]
 
-MODEL_CALLS = ("traj",)
+MODEL_CALLS = ("traj", "rtm")
 """Models written as one call around their formulas: ``traj(y ~ t, groups=3, id=g)``."""
 
 

@@ -143,6 +143,7 @@ TRANSFORMS: dict[str, Transform] = {
     "Q": Transform('a column by its name: Q("my column")'),
     "C": Transform("categorical: C(x), C(x, contr.sum), C(x, levels=[...])"),
     "lag": Transform("the value k rows earlier: lag(x, k=1)"),
+    "points": Transform("places as levels, one for each distinct pair: points(x, y)"),
     "log": Transform("natural logarithm: log(x), log(x, base)", _log),
     "log10": Transform("logarithm to base 10", _unary(np.log10)),
     "log2": Transform("logarithm to base 2", _unary(np.log2)),
@@ -568,6 +569,22 @@ class _Interpreter:
             contrast = as_contrast(contrasts)
         codes = self._levels(key, codes, levels, wanted)
         return Categorical(codes, tuple(self.state[key]["levels"]), contrast)
+
+    def _call_points(self, node: ast.Call) -> Categorical:
+        key = text_of(node)
+        if not node.args or node.keywords:
+            raise DesignError(f"`{key}`: write points(x), points(x, y)")
+        columns = [np.asarray(self.number(self.visit(a), node)) for a in node.args]
+        if any(c.ndim != 1 for c in columns):
+            raise DesignError(f"`{key}`: every coordinate is one column of numbers")
+        values = np.stack(columns, axis=1) + 0.0  # No minus zero.
+        known = np.isfinite(values).all(1)
+        places, at = np.unique(values[known], axis=0, return_inverse=True)
+        codes = np.full(len(values), -1, dtype=np.int32)
+        codes[known] = at.reshape(-1)
+        levels = tuple(";".join(map(repr, place)) for place in places.tolist())
+        codes = self._levels(key, codes, levels, None)
+        return Categorical(codes, tuple(self.state[key]["levels"]))
 
     def _contrast_argument(self, node: ast.AST) -> Any:
         if isinstance(node, ast.Name) and node.id in PATSY_CONTRASTS:

@@ -61,8 +61,10 @@ def congruence(L: Tensor, A: Tensor) -> Tensor:
     """``L' A_i L`` with one L for all levels."""
     if A.shape[0] == 1:
         return A * (L * L)[:, :, None]
-    flat = torch.kron(L.T.contiguous(), L.T.contiguous())
     k, m = A.shape[0], A.shape[2]
+    if k >= _WIDE:
+        return (L.T @ A.permute(2, 0, 1) @ L).permute(1, 2, 0)
+    flat = torch.kron(L.T.contiguous(), L.T.contiguous())
     return (flat @ A.reshape(k * k, m)).reshape(k, k, m)
 
 

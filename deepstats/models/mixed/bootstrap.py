@@ -19,6 +19,7 @@ from ...errors import (
     DesignError,
     ModelError,
     SingularFitWarning,
+    caution,
 )
 from .criterion import Criterion
 from .fitted import Fitted
@@ -27,15 +28,19 @@ from .replicates import Refitted, at_once, refit_many, singular
 from .responses import Responses, RowSpace
 from .rows import fixed_part, random_columns, random_part
 from .search import minimise
-from .structure import Structure, fresh_label
+from .structure import Structure, Term, fresh_label
 
 if TYPE_CHECKING:
+    from ...results import Results
     from .results import MixedResults
 
 __all__ = [
     "MixedBootstrap",
+    "as_series",
+    "collected",
     "draw",
     "kept_terms",
+    "new_response",
     "parameter_frame",
     "parametric",
     "refit",
@@ -265,7 +270,7 @@ def refit(
     reml = results.reml if reml is None else bool(reml)
     products = fitted.products
     if y is not None:
-        y = _response(results, y)
+        y = new_response(results, y)
         space = RowSpace(model.design, products, model.compute)
         responses = space.meet(y[:, None])
         if not float(responses.squares[0]) > 1e-24 * max(float(y @ y), 1e-300):
@@ -287,7 +292,15 @@ def _ddf(results: MixedResults, reml: bool) -> str:
     return "satterthwaite" if fallback else results.ddf
 
 
-def _response(results: MixedResults, y: Any) -> np.ndarray:
+def new_response(results: Results, y: Any) -> np.ndarray:
+    """Read a response for the rows used; refuse what is no column of numbers.
+
+    Parameters
+    ----------
+    results : Results
+    y : array_like, shape (n,)
+        One value for each row used, or for each row of the data.
+    """
     values = np.asarray(results.model.design.values(y, "y"))
     if values.ndim != 1 or values.dtype.kind not in "fiub":
         raise DesignError("y must be one column of numbers.")
@@ -312,7 +325,7 @@ def start_of(structure: Structure, x: np.ndarray) -> np.ndarray:
     """Parameters to start from near others, off the points where gradients vanish."""
     x = x.copy()
     for term in structure.terms:
-        if term.variances or not singular(_only(structure, term), x[None])[0]:
+        if not term.by_triangle or not singular(_only(structure, term), x[None])[0]:
             continue
         root = term.root(x)
         V = root @ root.T
@@ -379,9 +392,9 @@ def parametric(
     if statistic is None:
         frame, estimate = _parameters(results, found)
     else:
-        estimate = _as_series(statistic(results))
+        estimate = as_series(statistic(results))
         frame = pd.DataFrame(values, columns=estimate.index)
-    return _collected(frame, estimate, found)
+    return collected(frame, estimate, found.converged, found.singular)
 
 
 def _parameters(
@@ -433,6 +446,9 @@ def parameter_frame(
     for j in structure.order:
         term = structure.terms[j]
         group = structure.factors[term.factor].name
+        if term.covariance is not None:
+            columns |= _structured_columns(term, group, x, sigma)
+            continue
         roots = np.zeros((len(x), term.k, term.k))
         if term.variances:
             at = np.arange(term.k)
@@ -459,6 +475,20 @@ def parameter_frame(
     return pd.DataFrame(columns)
 
 
+def _structured_columns(
+    term: Term, group: str, x: np.ndarray, sigma: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Tabulate a structured covariance: ``"sd(t)|g"``, ``"cor|g"``, ``"range|g"``."""
+    own = term.covariance
+    assert own is not None
+    values = np.array([own.natural(one, term.U) for one in x[:, term.params]])
+    values[:, : own.scales] *= sigma[:, None]
+    return {
+        f"{label}|{group}": column
+        for label, column in zip(own.labels, values.T, strict=True)
+    }
+
+
 def _statistics(
     results: MixedResults, Y: np.ndarray, responses: Responses, found: Refitted,
     statistic: Callable[[MixedResults], Any],
@@ -478,12 +508,13 @@ def _statistics(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SingularFitWarning)
             value = statistic(model.results(again, results.ddf))
-        out.append(_as_series(value).to_numpy())
+        out.append(as_series(value).to_numpy())
     width = max((len(v) for v in out if v.ndim), default=1)
     return [v if v.ndim else np.full(width, np.nan) for v in out]
 
 
-def _as_series(value: Any) -> pd.Series:
+def as_series(value: Any) -> pd.Series:
+    """Label what a statistic returned: a number, an array or a Series."""
     if isinstance(value, pd.Series):
         return value.astype(float)
     values = np.atleast_1d(np.asarray(value, dtype=float))
@@ -495,20 +526,37 @@ def _as_series(value: Any) -> pd.Series:
     return pd.Series(values, index=names)
 
 
-def _collected(
-    frame: pd.DataFrame, estimate: pd.Series, found: Refitted
+def collected(
+    frame: pd.DataFrame, estimate: pd.Series, converged: np.ndarray, edge: np.ndarray
 ) -> MixedBootstrap:
-    replications = len(found.converged)
-    failed = int((~found.converged).sum())
+    """Leave out the replicates that did not converge, and say how many they were.
+
+    Parameters
+    ----------
+    frame : DataFrame, shape (R, parameters)
+    estimate : Series
+    converged, edge : ndarray of bool, shape (R,)
+        Whether a replicate's fit converged, and whether a covariance is singular.
+
+    Raises
+    ------
+    ModelError
+        Where fewer than two did.
+
+    Warns
+    -----
+    ConvergenceWarning
+    """
+    replications = len(converged)
+    failed = int((~converged).sum())
     if failed:
-        warnings.warn(
+        caution(
             f"{failed} of {replications} replicates did not converge and are left out: "
             "the random effects may be too many for the data.",
             ConvergenceWarning,
-            stacklevel=4,
         )
     if replications - failed < 2:
         raise ModelError("hardly any replicate converged; use a simpler model.")
-    kept = frame[found.converged].reset_index(drop=True)
-    at_edge = int((found.singular & found.converged).sum())
+    kept = frame[converged].reset_index(drop=True)
+    at_edge = int((edge & converged).sum())
     return MixedBootstrap(kept, estimate, replications, failed, at_edge)

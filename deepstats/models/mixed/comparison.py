@@ -159,6 +159,7 @@ def _restrictions(full: MixedResults, restricted: Results) -> tuple[int, int]:
     big, lost = full.mixed.structure, _effects(full.mixed.structure)
     fixed, size, extra = len(full.names) - len(restricted.names), big.size, Counter()
     small = _structure(restricted)
+    size += _of_residuals(full, restricted)
     if small is not None:
         size -= small.size
         extra = _effects(small) - lost
@@ -175,6 +176,21 @@ def _restrictions(full: MixedResults, restricted: Results) -> tuple[int, int]:
             f"the models are not nested: only the smaller one has the {only}."
         )
     return fixed + size, sum(lost.values())
+
+
+def _of_residuals(full: MixedResults, restricted: Results) -> int:
+    """Parameters of the residuals' covariance that the smaller model lacks."""
+    for name in ("correlation", "variance"):
+        big, small = (getattr(r.model, name, None) for r in (full, restricted))
+        if small is not None and small != big:
+            raise ValueError(
+                f"the models are not nested: {name}={small!r} of the smaller one is "
+                f"not that of the larger, {big!r}."
+            )
+    return sum(
+        sign * getattr(getattr(r, "mixed", None), "residual_size", 0)
+        for sign, r in ((1, full), (-1, restricted))
+    )
 
 
 def _effects(structure: Structure) -> Counter:

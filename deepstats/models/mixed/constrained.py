@@ -23,7 +23,7 @@ import torch
 
 from .elimination import Factorisation, factorise
 from .products import Products, Vector
-from .structure import Structure, Term
+from .structure import Factor, Structure, Term
 
 __all__ = ["Block", "Coordinates", "Deviance", "Held", "State", "settle"]
 
@@ -152,6 +152,11 @@ class Coordinates:
         return np.flatnonzero(keep)
 
     @property
+    def factors(self) -> tuple[Factor, ...]:
+        """Grouping factors."""
+        return self.structure.factors
+
+    @property
     def size(self) -> int:
         """Number of coordinates."""
         return len(self.others) + (0 if self.block is None else len(self.block.entries))
@@ -217,13 +222,17 @@ class Coordinates:
                 out.append((self.block.term.factor, half + half.T))
         return out
 
+    def gradient(self, w: np.ndarray, G: Sequence[np.ndarray]) -> np.ndarray:
+        """Gradient in the coordinates from that in each factor's standardised V."""
+        return np.array([(G[j] * D).sum() for j, D in self.directions(w)])
+
     def curvature(self, w: np.ndarray, G: Sequence[np.ndarray]) -> np.ndarray:
         """Sum of ``G d2V``: what the bend of the covariance adds to the Hessian."""
         n, size = len(self.others), self.size
         x = np.zeros(self.structure.size)
         x[self.others] = w[:n]
         out = np.zeros((size, size))
-        every = self.structure.curvature(G)
+        every = self.structure.curvature(x, G)
         out[:n, :n] = every[np.ix_(self.others, self.others)]
         if self.block is not None:
             part, E = w[n:], self._embedding
@@ -241,7 +250,7 @@ class Coordinates:
         out, full = w.copy(), np.full(self.structure.size, np.nan)
         full[self.others] = np.arange(len(self.others))
         for term in self.structure.terms:
-            if term.variances or np.isnan(full[term.params]).any():
+            if not term.by_triangle or np.isnan(full[term.params]).any():
                 continue
             rows, columns = term.triangle
             place = full[term.params].astype(int)
@@ -291,6 +300,15 @@ class Deviance:
     coordinates: Coordinates
     sigma: float
     fixed: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of all coordinates."""
+        return self.coordinates.size + 1 + (self.fixed is not None)
+
+    def share(self, state: State, step: np.ndarray) -> float:
+        """Share of a step that may be taken at once: here all of it."""
+        return 1.0
 
     def __call__(self, w: np.ndarray) -> State:
         """Evaluate."""
@@ -493,7 +511,7 @@ class Held:
     def free(self) -> np.ndarray:
         """Coordinates that move."""
         size = self.deviance.coordinates.size
-        keep = np.ones(size + 1 + (self.deviance.fixed is not None), dtype=bool)
+        keep = np.ones(self.deviance.size, dtype=bool)
         keep[[self.index, *self.pinned]] = False
         if self.known:
             keep[size] = False
@@ -502,8 +520,7 @@ class Held:
     @cached_property
     def missing(self) -> np.ndarray:
         """What the average information misses of the Hessian, as far as learnt."""
-        size = self.deviance.coordinates.size + 1 + (self.deviance.fixed is not None)
-        return np.zeros((size, size))
+        return np.zeros((self.deviance.size, self.deviance.size))
 
     def learn(self, old: State, new: State) -> None:
         """Take what two gradients tell of the Hessian."""
@@ -602,7 +619,9 @@ def _try(
     step: np.ndarray, halvings: int,
 ) -> State | None:  # fmt: skip
     """Halve a step until the value does not rise (to rounding)."""
-    slack, length = 1e-13 * abs(state.value), 1.0
+    whole = np.zeros_like(state.w)
+    whole[free] = step
+    slack, length = 1e-13 * abs(state.value), deviance.share(state, whole)
     for _ in range(halvings):
         w = state.w.copy()
         w[free] = np.maximum(w[free] - length * step, lower)

@@ -109,6 +109,11 @@ class Dense(Coupling):
         """Whether `trace` reads what is above the diagonal of a matrix."""
         return len(self.C) > 1
 
+    @property
+    def sparse(self) -> bool:
+        """Whether it is multiplied by the entries alone."""
+        return self._entries is not None
+
     def schur(self, W: Tensor, error: float = ROUNDING) -> Tensor:
         """Return ``C' W C``, on and below the diagonal at least."""
         if len(W) == 1:

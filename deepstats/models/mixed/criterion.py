@@ -96,7 +96,7 @@ class Point:
         if self.criterion.sigma is None:
             q = quadratic / s2
             out = out - np.outer(q, q) / self.criterion.df
-        return out + self.structure.curvature(self.slopes)
+        return out + self.structure.curvature(self.x, self.slopes)
 
 
 @dataclass(eq=False)

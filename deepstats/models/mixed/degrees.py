@@ -13,12 +13,14 @@ from ...compute import one_thread
 from ...errors import ModelError
 from ...inference import HypothesisTest, wald
 from ...prediction import ContrastResults
+from .covariances import POSITIVE
 from .fitted import Fitted
 from .information import pseudo_inverse
 from .modes import varcorr_frame
 
 if TYPE_CHECKING:
     from .results import MixedResults
+    from .structure import Term
 
 __all__ = [
     "DDF",
@@ -177,6 +179,13 @@ def kenward_roger(fitted: Fitted) -> KenwardRoger:
         raise ModelError(
             "Kenward-Roger degrees of freedom need a REML fit; use "
             "fit(reml=True), results.refit(reml=True), or ddf='satterthwaite'."
+        )
+    if fitted.structure.structured:
+        (first, *_) = fitted.structure.structured
+        raise ModelError(
+            "Kenward-Roger degrees of freedom are for covariances that are linear in "
+            f"their parameters, which that of {first.text} is not; use "
+            "ddf='satterthwaite'."
         )
     return fitted.kenward_roger
 
@@ -391,7 +400,9 @@ def random_parameters(
     errors[~known | (variances <= 0)] = np.nan
     estimate, se = frame["estimate"].to_numpy(dtype=float), errors[:, 1]
     z = special.ndtri(1 - alpha / 2)
-    is_sd = frame["var2"].isna().to_numpy()
+    # Ranges are positive as standard deviations are; only they have no covariance.
+    positive = frame["vcov"].isna() & frame["var2"].isin(POSITIVE)
+    is_sd = (frame["var2"].isna() | positive).to_numpy()
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         fisher, width = np.arctanh(estimate), z * se / (1 - estimate**2)
         factor = np.exp(z * se / estimate)
@@ -415,6 +426,9 @@ def _gradients(fitted: Fitted) -> np.ndarray:
     size, out = len(at) + estimated, []
     for j in fitted.structure.order:
         term, V = structure.terms[j], fitted.covariances[j]
+        if term.covariance is not None:
+            out += _structured_gradients(fitted, term, at, size)
+            continue
         slopes = np.zeros((size, term.k, term.k))
         for place, a in enumerate(at):
             factor, D = fitted.curvature.directions[a]
@@ -442,3 +456,38 @@ def _gradients(fitted: Fitted) -> np.ndarray:
     if estimated:
         last[:, -1] = s2, fitted.sigma / 2
     return np.stack([*out, last])
+
+
+def _structured_gradients(
+    fitted: Fitted, term: Term, at: np.ndarray, size: int
+) -> list[np.ndarray]:
+    """Rows of `_gradients` of a structured covariance; (2, parameters) each.
+
+    Where a parameter has no variance of its own to be printed with, that row is NaN.
+    """
+    own = term.covariance
+    assert own is not None
+    x, s = fitted.x[term.params], fitted.sigma
+    sds = s * own.natural(x, term.U)[: own.scales]
+    jacobian = np.zeros((own.size, fitted.structure.size))
+    scale = s * np.diag(term.U)[: own.scales]
+    roots = np.maximum(own.sizes(x), 1e-300)
+    inner = np.ones(own.scales) if own.heterogeneous else 0.5 / roots
+    inside = np.arange(term.params.start, term.params.stop)
+    jacobian[np.arange(own.scales), inside[: own.scales]] = scale * inner
+    jacobian[np.ix_(np.arange(own.scales, own.size), inside)] = own.shape_slopes(x)
+    slopes = np.zeros((own.size, size))
+    slopes[:, : len(at)] = jacobian[:, at]
+    if size > len(at):
+        slopes[: own.scales, -1] = sds / 2
+    edge = np.zeros(own.size, bool)
+    edge[: own.scales] = own.zeros(x)[: own.scales]
+    edge[own.scales :] = not own.determined(x)[own.scales :].all()
+    slopes[edge] = np.nan
+    out = [
+        np.stack([2 * sd * slope, slope])
+        for sd, slope in zip(sds, slopes[: own.scales], strict=True)
+    ]
+    return out + [
+        np.stack([np.full(size, np.nan), slope]) for slope in slopes[own.scales :]
+    ]

@@ -259,11 +259,15 @@ def _variances(results: MixedResults) -> tuple[float, dict[str, float], float]:
     design, fitted = results.model.design, results.mixed
     beta = results.fe_params.to_numpy(copy=True)
     predictor = fixed_part(replace(design, offset=None), beta, fitted.compute)
-    shares = dict.fromkeys(results.ngroups, 0.0)
+    # Terms of another predictor than the mean's are no part of its variance.
+    of_mean = {r.grouping.name for r in design.random if not r.part}
+    shares = {name: 0.0 for name in results.ngroups if name in of_mean}
     columns = random_columns(design, fitted.compute)
-    for term, Z, root in zip(
-        fitted.structure.terms, columns, fitted.roots, strict=True
+    for term, Z, root, random in zip(
+        fitted.structure.terms, columns, fitted.roots, design.random, strict=True
     ):
+        if random.part:
+            continue
         name = fitted.structure.factors[term.factor].name
         mean = ((Z @ root) ** 2).sum(1).mean()
         shares[name] += float(fitted.sigma**2 * mean)
@@ -529,6 +533,12 @@ def _outward(fitted: Fitted) -> Iterator[str]:
     structure, x = fitted.structure, fitted.x
     for term in structure.terms:
         G = fitted.point.slopes[term.factor][term.at, term.at]
+        if term.covariance is not None:
+            held = x[term.params] <= term.covariance.lower
+            inward = term.covariance.gradient(x[term.params], G)[held]
+            if inward.min(initial=0.0) < -_OUTWARD * max(_size(fitted, term), 1.0):
+                yield _grows(term)
+            continue
         if term.variances:
             null = np.eye(term.k)[:, x[term.params] <= 0]
         else:
@@ -539,10 +549,14 @@ def _outward(fitted: Fitted) -> Iterator[str]:
         inner = null.T @ G @ null
         least = np.diag(inner).min() if term.variances else np.linalg.eigvalsh(inner)[0]
         if least < -_OUTWARD * max(_size(fitted, term), 1.0):
-            yield (
-                f"the deviance falls where {term.text} varies more than it does: the "
-                "estimate on the edge is not the optimum. Fit from another start=."
-            )
+            yield _grows(term)
+
+
+def _grows(term: Term) -> str:
+    return (
+        f"the deviance falls where {term.text} varies more than it does: the "
+        "estimate on the edge is not the optimum. Fit from another start=."
+    )
 
 
 def _size(fitted: Fitted, term: Term) -> float:

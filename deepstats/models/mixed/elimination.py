@@ -33,6 +33,7 @@ from .coupling import Coupling, Dense
 from .dense import mirror, product
 from .products import Products, Vector
 from .rest import Rest, RestInverse, factorise_rest
+from .scalars import ScalarSolver, eliminate_scalars, takes
 from .sparse import SparseLayout, SparseRest, factorise_sparse
 
 __all__ = ["Blocks", "Factorisation", "factorise"]
@@ -149,6 +150,27 @@ class Factorisation:
                 here = here - apply(E, above)
             parts[number] = apply(stage.W, here)
         return Vector(parts, rest, X)
+
+    def solve_one(self, parts: list[Tensor]) -> list[Tensor]:
+        """Apply the inverse of equations without fixed effects to one vector.
+
+        Parameters
+        ----------
+        parts : list of Tensor, each (K, m)
+            By factor of the structure.
+        """
+        if self._scalars is not None:
+            found = self._scalars([part[0].numpy() for part in parts])
+            return [torch.from_numpy(part)[None] for part in found]
+        products = self.products
+        rhs = products.from_factors(
+            [part[:, :, None] for part in parts], self.L.new_zeros(0, 1)
+        )
+        return [part[:, :, 0] for part in products.by_factor(self.solve(rhs))]
+
+    @cached_property
+    def _scalars(self) -> ScalarSolver | None:
+        return ScalarSolver.of(self)
 
     @cached_property
     def solution(self) -> Vector:
@@ -595,6 +617,8 @@ def _eliminate(
     G: Tensor,
 ) -> Tensor:
     """Eliminate a stage from all that comes later; return its log-determinant."""
+    if takes(stage.D, stage.E, stage.XY) and not (stage.E and stage.C is not None):
+        return _eliminate_scalars(stage, root, stages, S, border, G)
     inner, logs = inverse(identity_plus(congruence(root, stage.D)))
     stage.W = congruence(root.T, inner)
     for later, E in stage.E.items():
@@ -617,6 +641,32 @@ def _eliminate(
         S -= stage.C.schur(stage.W)
         border -= stage.C.transposed(WX)
     return logs.sum()
+
+
+def _eliminate_scalars(
+    stage: _Eliminated,
+    root: Tensor,
+    stages: list[_Eliminated],
+    S: Tensor,
+    border: Tensor,
+    G: Tensor,
+) -> Tensor:
+    """Do the same for scalar effects and no fixed part."""
+    levels = {later: stages[later].D.shape[2] for later in stage.E}
+    stage.W, logdet, less_D, less_XY, less_E = eliminate_scalars(
+        stage.D, root, stage.E, stage.parent, levels, stage.XY
+    )
+    for later in stage.E:
+        above = stages[later]
+        above.D, above.XY = above.D - less_D[later], above.XY - less_XY[later]
+    for (later, last), less in less_E.items():
+        stages[later].E[last] = stages[later].E[last] - less
+    WX = apply(stage.W, stage.XY)
+    G -= torch.vdot(stage.XY[0, :, 0], WX[0, :, 0])
+    if stage.C is not None:
+        S -= stage.C.schur(stage.W)
+        border -= stage.C.transposed(WX)
+    return S.new_tensor(logdet)
 
 
 def _directions(k: int) -> list[tuple[int, int, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ class Fitted:
     found: Found
     criterion: Criterion
     compute: Compute
+
+    #: Parameters of the residuals' covariance: none.
+    residual_size: ClassVar[int] = 0
 
     @property
     def point(self) -> Point:
@@ -182,6 +185,8 @@ class Fitted:
     def on_edge(self, j: int) -> np.ndarray:
         """Which effects of term j have a variance of zero or a singular covariance."""
         term = self.structure.terms[j]
+        if term.covariance is not None:
+            return term.covariance.zeros(self.x[term.params])
         scaled = np.linalg.solve(term.U, self.roots[j])
         sizes = np.linalg.svd(scaled, compute_uv=False)
         small = 1e-4 * max(1.0, sizes.max())
@@ -194,6 +199,10 @@ class Fitted:
         """Terms whose covariance is singular, and how, in words."""
         out = []
         for term in self.structure.terms:
+            if term.covariance is not None:
+                edges = term.covariance.edges(self.x[term.params])
+                out += [f"{text} in {term.text}" for text in edges]
+                continue
             scaled = term.root(self.x)
             sizes = (
                 np.abs(np.diag(scaled))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...compute import one_thread
-from ...design import Design, RandomTerm
+from ...design import Design, RandomTerm, varying
 from ...errors import DesignError, ModelError, listed
 from ...formula import Formula, GroupTerm, Rhs, Term
 from ...matrix import ModelMatrix
@@ -207,14 +207,15 @@ class _Data:
             columns = [r.Z for r in design.random]
             return cls(design, _labels(design), random, columns, noise)
         spec = design.spec
-        groups = spec.formula.rhs.groups
-        used = tuple(g for g, k in zip(groups, kept, strict=True) if k)
-        others = [g for g, k in zip(groups, kept, strict=True) if not k]
-        rhs = replace(spec.formula.rhs, groups=used)
+        flags, used, others = iter(kept), [], []
+        for rhs in (spec.formula.rhs, *spec.parts):
+            here = [(g, next(flags)) for g in rhs.groups]
+            used.append(replace(rhs, groups=tuple(g for g, k in here if k)))
+            others += [g for g, k in here if not k]
         # Effects left out are read as further matrices: without their grouping factor.
-        parts = tuple(Rhs(g.terms, text=g.text) for g in others if all_columns)
+        parts = tuple(Rhs(varying(g), text=g.text) for g in others if all_columns)
         narrowed = replace(
-            spec, formula=replace(spec.formula, rhs=rhs), parts=(*spec.parts, *parts)
+            spec, formula=replace(spec.formula, rhs=used[0]), parts=(*used[1:], *parts)
         )
         new = narrowed.rebuild(exog, offset=offset, exposure=exposure, random=True)
         terms, matrices = iter(new.random), iter(new.parts[len(spec.parts) :])
@@ -350,8 +351,27 @@ def kept_effects(results: MixedResults, re_form: Any) -> list[np.ndarray]:
     if rhs is None:
         return keep
     for group in rhs.groups:
-        _keep_group(group, random, keep)
+        _keep_in_parts(group, random, keep)
     return keep
+
+
+def _keep_in_parts(
+    group: GroupTerm, random: Sequence[RandomTerm], keep: list[np.ndarray]
+) -> None:
+    """Mark the columns of one term of a `re_form` in every predictor that has it."""
+    errors, parts = [], sorted({r.part for r in random})
+    for part in parts:
+        at = [j for j, r in enumerate(random) if r.part == part]
+        marked = [keep[j].copy() for j in at]
+        try:
+            _keep_group(group, [random[j] for j in at], marked)
+        except ModelError as error:
+            errors.append(error)
+            continue
+        for j, columns in zip(at, marked, strict=True):
+            keep[j] = columns
+    if len(errors) == len(parts):
+        raise errors[0]
 
 
 def _parsed(re_form: Any) -> Rhs | None:

@@ -35,6 +35,8 @@ _FEW = 250
 # second order on both sides, of the third on one.
 _STEP = 3e-4
 _ONE_SIDED = 1e-3
+# From so many columns on sums over four of them take too much memory.
+_WIDE = 12
 # Eigenvalues below this share of the largest (of a scaled matrix) count as zero.
 _ZERO = 1e-9
 
@@ -91,8 +93,8 @@ class Curvature:
 
     @cached_property
     def free(self) -> np.ndarray:
-        """Parameters not at their bound."""
-        return self.point.x > self.structure.lower
+        """Parameters not at their bound, nor without meaning at another's."""
+        return self.structure.determined(self.point.x)
 
     @cached_property
     def linear(self) -> list[Direction]:
@@ -170,7 +172,11 @@ class Curvature:
         out = np.empty((len(directions), p, p))
         for j, part in enumerate(parts):
             rows = [a for a, (f, _) in enumerate(directions) if f == j]
-            if rows:
+            if rows and len(part) > _WIDE:
+                D = np.stack([directions[a][1] for a in rows])
+                moved = np.einsum("ars,smp->armp", D, part)
+                out[rows] = np.einsum("rmq,armp->aqp", part, moved)
+            elif rows:
                 k = len(part)
                 gram = _gram(part).transpose(0, 2, 1, 3).reshape(k * k, p * p)
                 D = np.stack([directions[a][1].ravel() for a in rows])
@@ -278,11 +284,15 @@ class Curvature:
         if squared is not None:
             scale = np.array([D[0, 0] for _, D in directions])
             return squared[np.ix_(at, at)] * scale[:, None] * scale
+        if self.structure.structured:
+            return self._by_parameters(directions)
         return self._differences(directions)
 
     def _closed(self, directions: Sequence[Direction]) -> np.ndarray:
         """Of one grouping factor, level by level."""
         k = len(self._own)
+        if k > _WIDE:
+            return self._by_direction(np.stack([d for _, d in directions]))
         flat = self._own.reshape(k * k, -1)
         four = flat @ flat.T
         D = np.stack([d for _, d in directions])
@@ -303,6 +313,23 @@ class Curvature:
         middle = four.reshape(k, k, k, k).transpose(3, 0, 1, 2).reshape(k * k, k * k)
         D = D.reshape(len(D), k * k)
         return D @ middle @ D.T + rest
+
+    def _by_direction(self, D: np.ndarray) -> np.ndarray:
+        """Of one grouping factor with many columns, one direction after another."""
+        count, H = len(D), self._own
+        own = np.einsum("rsm,asc->arcm", H, D)
+        turned = own.transpose(0, 2, 1, 3).reshape(count, -1)
+        out = own.reshape(count, -1) @ turned.T
+        if self.reml:
+            parts, C = self._weights
+            N, S = parts[0], np.linalg.inv(C)
+            B = np.einsum("rmp,smp->rsm", N @ S, N)
+            cross = np.einsum("rsm,asc->arcm", B, D).reshape(count, -1) @ turned.T
+            DN = np.einsum("ars,smp->armp", D, N)
+            T = np.einsum("rmq,armp->aqp", N, DN) @ S
+            out = out - cross - cross.T
+            out += T.reshape(count, -1) @ T.transpose(0, 2, 1).reshape(count, -1).T
+        return (out + out.T) / 2
 
     def _written_down(self, directions: Sequence[Direction]) -> np.ndarray:
         """Of few effects, from all of ``Z'PZ``."""
@@ -338,6 +365,27 @@ class Curvature:
         for b in np.flatnonzero(needed):
             rows[b] = -self._slope(basis[b], min(steps[b], 1.0), directions)
         out = to_basis @ rows
+        return (out + out.T) / 2
+
+    def _by_parameters(self, directions: Sequence[Direction]) -> np.ndarray:
+        """Of any structure, along the free parameters, whose directions are given."""
+        x, at = self.point.x, np.flatnonzero(self.free)
+        assert len(at) == len(directions)
+        forms = np.maximum(np.diag(self.quadratic(directions)) / 2, 1e-300)
+        lower = self.structure.lower
+
+        def traces(j: int, h: float) -> np.ndarray:
+            moved = x.copy()
+            moved[j] += h
+            found = factorise(self.products, self.structure.roots(moved))
+            if found is None:
+                raise ArithmeticError("the model's equations are singular.")
+            return _contract(found.traces(self.reml), directions)
+
+        out = np.empty((len(at), len(at)))
+        for row, (j, form) in enumerate(zip(at, forms, strict=True)):
+            h = min(_STEP / np.sqrt(form), (x[j] - lower[j]) / 2, 1e-2)
+            out[row] = (traces(j, -h) - traces(j, h)) / (2 * h)
         return (out + out.T) / 2
 
     def _slope(
@@ -387,7 +435,8 @@ class Curvature:
         if self._dense is not None:
             inner = self._dense.unprofiled[np.ix_(at, at)]
         else:
-            inner = self.structure.curvature(self.point.slopes)[np.ix_(at, at)]
+            inner = self.structure.curvature(self.point.x, self.point.slopes)
+            inner = inner[np.ix_(at, at)]
             if directions:
                 inner += 2 * self.quadratic(directions) - self.information(directions)
         if criterion.sigma is not None:

@@ -189,7 +189,7 @@ class LightPoint:
 
     @cached_property
     def _bend(self) -> np.ndarray:
-        return self.structure.curvature(self.slopes)
+        return self.structure.curvature(self.x, self.slopes)
 
     @cached_property
     def _profiled(self) -> np.ndarray:

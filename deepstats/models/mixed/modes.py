@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 
 from .fitted import Fitted
+from .structure import Term
 
-__all__ = ["coefficient_frames", "effects_frames", "varcorr_frame"]
+__all__ = [
+    "coefficient_frames", "effects_frames", "structured_values", "varcorr_frame",
+]  # fmt: skip
 
 
 def varcorr_frame(fitted: Fitted) -> pd.DataFrame:
@@ -20,13 +23,18 @@ def varcorr_frame(fitted: Fitted) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Terms by decreasing number of levels, then "Residual".
+        Terms by decreasing number of levels, then "Residual". Of a structured
+        covariance its standard deviations, and in rows of their own what its
+        correlations are made of: var2 is then "cor", "range" ..., and sdcor the value.
     """
     rows: list[tuple] = []
     structure, covariances = fitted.structure, fitted.covariances
     for j in structure.order:
         term, V = structure.terms[j], covariances[j]
         group, sd = structure.factors[term.factor].name, np.sqrt(np.diag(V))
+        if term.covariance is not None:
+            rows += _structured_rows(fitted, term, group)
+            continue
         for a, name in enumerate(term.names):
             rows.append((group, name, None, V[a, a], sd[a]))
         if term.kind == "diag":
@@ -38,6 +46,44 @@ def varcorr_frame(fitted: Fitted) -> pd.DataFrame:
                 rows.append((group, term.names[a], term.names[b], V[b, a], cor))
     rows.append(("Residual", None, None, fitted.sigma**2, fitted.sigma))
     return pd.DataFrame(rows, columns=["grp", "var1", "var2", "vcov", "sdcor"])
+
+
+def structured_values(
+    fitted: Fitted, term: Term
+) -> tuple[list[tuple[str, float]], list[tuple[str, str, float]]]:
+    """Read a structured covariance: what its parameters are called, and their values.
+
+    Parameters
+    ----------
+    fitted : Fitted
+    term : Term
+
+    Returns
+    -------
+    deviations : list of (str, float)
+        Names and standard deviations.
+    shapes : list of (str, str, float)
+        Names, scales ("cor" or "positive") and values of what makes the correlations.
+    """
+    own = term.covariance
+    assert own is not None
+    values = own.natural(fitted.x[term.params], term.U)
+    names = own.names if own.heterogeneous else (own.label,)
+    sds = (fitted.sigma * values[: own.scales]).tolist()
+    shapes = values[own.scales :].tolist()
+    return (
+        list(zip(names, sds, strict=True)),
+        list(zip(own.correlation.names, own.correlation.scales, shapes, strict=True)),
+    )
+
+
+def _structured_rows(fitted: Fitted, term: Term, group: str) -> list[tuple]:
+    """Rows of a structured covariance: deviations, then what makes correlations."""
+    assert term.covariance is not None
+    label = term.covariance.label
+    deviations, shapes = structured_values(fitted, term)
+    rows: list[tuple] = [(group, name, None, sd**2, sd) for name, sd in deviations]
+    return rows + [(group, label, name, np.nan, value) for name, _, value in shapes]
 
 
 def effects_frames(fitted: Fitted, cond_var: bool) -> dict[str, pd.DataFrame]:

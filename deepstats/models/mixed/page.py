@@ -12,9 +12,13 @@ from scipy import special
 
 from ...results import counted, whole
 from ...summary import Notes, Pairs, Summary, Table, coefficient_table
+from .modes import structured_values
 
 if TYPE_CHECKING:
+    from .correlated import CorrelatedResults
+    from .fitted import Fitted
     from .results import MixedResults
+    from .structure import Term
 
 __all__ = ["mixed_summary", "scaled_residuals", "tidy_frame"]
 
@@ -165,6 +169,9 @@ def _random_table(results: MixedResults, residual: bool = True) -> Table:
     for j in fitted.structure.order:
         term, V = fitted.structure.terms[j], fitted.covariances[j]
         label, sd = fitted.structure.factors[term.factor].name, np.sqrt(np.diag(V))
+        if term.covariance is not None:
+            rows += _structured_rows(fitted, term, label)
+            continue
         for a, name in enumerate(term.names):
             earlier = range(a if term.kind == "us" else 0)
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -181,6 +188,34 @@ def _random_table(results: MixedResults, residual: bool = True) -> Table:
     return Table(
         frame.set_axis(heads, axis=1), caption="Random effects", index=False,
         align="llrr" + "r" * (widest - 4),
+    )  # fmt: skip
+
+
+def _structured_rows(fitted: Fitted, term: Term, label: str) -> list[list[Any]]:
+    """Rows of a structured covariance: standard deviations, then its parameters."""
+    deviations, shapes = structured_values(fitted, term)
+    rows: list[list[Any]] = [["", name, sd**2, sd] for name, sd in deviations]
+    rows[0][0] = label
+    for name, scale, value in shapes:
+        shown = _correlation(value) if scale == "cor" else f"{value:.4g}"
+        rows.append(["", f"{name} ({term.kind})", "", "", shown])
+    return rows
+
+
+def residual_table(results: CorrelatedResults, alpha: float = 0.05) -> Table:
+    """Parameters of the residuals' covariance.
+
+    Parameters
+    ----------
+    results : CorrelatedResults
+    alpha : float, default 0.05
+    """
+    frame = results.residual_params(alpha)
+    low, high = f"[{alpha / 2:.3g}", f"{1 - alpha / 2:.3g}]"
+    frame.columns = ["Residuals", "Parameter", "Estimate", "Std. Err.", low, high]
+    return Table(
+        frame, dict.fromkeys(frame.columns[2:], ".4f"), caption="Residual covariance",
+        index=False, align="llrrrr",
     )  # fmt: skip
 
 

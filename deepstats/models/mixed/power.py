@@ -287,6 +287,11 @@ class _Truth:
 
     def relative_roots(self, structure: Structure) -> list[np.ndarray]:
         """Lower factors of the true covariances over sigma^2, by term."""
+        for term in structure.structured:
+            raise ModelError(
+                f"{term.text}: power here is of unstructured and diagonal covariances; "
+                "simulate from a fit, and refit, for structured ones."
+            )
         if self.roots is not None:
             return self.roots
         if self.theta is not None:

@@ -162,6 +162,10 @@ class Products:
         """Columns of the rest's factor `number`."""
         return slice(self.offsets[number], self.offsets[number + 1])
 
+    def cut_norms(self) -> dict[tuple[int, int], float]:
+        """Squared norms of blocks of two factors that are held apart: none here."""
+        return {}
+
     def whole_rest(self) -> Tensor:
         """Return the rest with itself as one dense matrix, (q, q)."""
         eye = torch.eye(self.q, dtype=self.B.dtype, device=self.B.device)

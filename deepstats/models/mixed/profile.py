@@ -8,8 +8,8 @@ range (Bates, Mächler, Bolker & Walker 2015, section 5.1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import exp, inf, pi, sin, sqrt
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,21 @@ import pandas as pd
 from ...compute import one_thread
 from ...errors import ConvergenceWarning, caution, listed
 from .constrained import Block, Coordinates, Deviance, Held, State, settle
-from .structure import Term, fresh_label
+from .structure import Structure, Term, fresh_label
 
 if TYPE_CHECKING:
     from .criterion import Point
     from .results import MixedResults
 
-__all__ = ["Curve", "Knot", "Profile", "profile"]
+__all__ = [
+    "Curve",
+    "Knot",
+    "Profile",
+    "estimate_knot",
+    "profile",
+    "profiled",
+    "random_blocks",
+]
 
 # Length of a last Newton step in standard errors: the deviance is exact to about half
 # its square. Points of a curve, and limits.
@@ -41,9 +49,12 @@ _TURN = 0.6
 _CHEAP = 0.1
 _GROWTH, _MOST_KNOTS = 2.5, 60
 
+_RANDOM = ("sd", "cor", "sigma")
+#: Kinds of the parameters that a name stands for.
 _GROUPS = {
-    "random": True, "theta": True, "theta_": True,
-    "fixed": False, "beta": False, "beta_": False,
+    "random": _RANDOM, "theta": _RANDOM, "theta_": _RANDOM,
+    "fixed": ("fixed",), "beta": ("fixed",), "beta_": ("fixed",),
+    "family": ("family",),
 }  # fmt: skip
 
 
@@ -134,13 +145,20 @@ class Curve:
         state, converged = settle(self.held, w, tol)
         if self.kind == "cor":
             state, converged = self._elsewhere(state, converged, best, tol)
+        rise = state.value - best.deviance
+        self._say(u, rise, converged)
+        zeta = float(np.sign(u - best.u)) * sqrt(max(rise, 0.0))
+        slope = 0.5 * float(state.gradient[self.held.index])
+        return Knot(u, zeta, state.value, slope / zeta if zeta else 0.0, state.w)
+
+    def _say(self, u: float, rise: float, converged: bool) -> None:
+        """Warn where the constrained optimum is none, or better than the estimate."""
         if not converged:
             caution(
                 f"the profile of {self.label} did not converge at "
                 f"{self.value(u):.4g}; its intervals may be off.",
                 ConvergenceWarning,
             )
-        rise = state.value - best.deviance
         if rise < -1e-6:
             caution(
                 f"the profile of {self.label} found a deviance lower than that of the "
@@ -148,9 +166,6 @@ class Curve:
                 "optimum. Refit with another start=.",
                 ConvergenceWarning,
             )
-        zeta = float(np.sign(u - best.u)) * sqrt(max(rise, 0.0))
-        slope = 0.5 * float(state.gradient[self.held.index])
-        return Knot(u, zeta, state.value, slope / zeta if zeta else 0.0, state.w)
 
     def _elsewhere(
         self, state: State, converged: bool, best: Knot, tol: float
@@ -225,8 +240,12 @@ class Curve:
         mine = self.walk(mine, best, side, goal, pace)
         outer = next((j for j, k in enumerate(mine) if abs(k.zeta) >= goal), None)
         if outer is None:
-            return self.value(mine[-1].u)
+            return self._end(mine[-1].u, side)
         return self.value(self._solve(mine, outer, best, side * goal))
+
+    def _end(self, u: float, side: int) -> float:
+        """Limit where the deviance does not rise enough up to a coordinate."""
+        return self.value(u)
 
     def _solve(self, knots: list[Knot], outer: int, best: Knot, target: float) -> float:
         """Newton's method on zeta, kept between two knots."""
@@ -289,7 +308,7 @@ def _inverse(inside: Knot, outside: Knot, target: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """Profile likelihoods of parameters of a linear mixed model.
+    """Profile likelihoods of parameters of a mixed model.
 
     Attributes
     ----------
@@ -407,31 +426,63 @@ def profile(
     -----
     ConvergenceWarning
     """
+    point = results.mixed.by_ml.point
+    return profiled(
+        lambda: _curves(results, point), lambda curve: _estimate(curve, point),
+        parameters, point.value, alpha, steps, results.reml,
+    )  # fmt: skip
+
+
+def profiled(
+    curves: Callable[[], Sequence[Curve]],
+    estimate: Callable[[Curve], Knot],
+    parameters: str | Sequence[str] | None,
+    deviance: float,
+    alpha: float,
+    steps: int,
+    refitted: bool,
+) -> Profile:
+    """Walk along the curves that were asked for.
+
+    Parameters
+    ----------
+    curves : callable
+        Gives everything that can be profiled, without points yet.
+    estimate : callable
+        From a curve to the knot of the estimate.
+    parameters : str or sequence of str, optional
+        See `profile`.
+    deviance : float
+        Minus twice the log-likelihood at the maximum.
+    alpha : float
+    steps : int
+    refitted : bool
+        Whether the fit was by REML.
+
+    Returns
+    -------
+    Profile
+    """
     from scipy.special import ndtri
 
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be between 0 and 1, not {alpha!r}.")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps!r}.")
-    point = results.mixed.by_ml.point
-    every = _curves(results, point)
-    goal, curves = float(ndtri(1 - alpha / 2)), []
-    for curve in _chosen(every, parameters, results.names):
-        best = _estimate(curve, point)
+    goal, found = float(ndtri(1 - alpha / 2)), []
+    for curve in _chosen(list(curves()), parameters):
+        best = estimate(curve)
         sides = [
             curve.walk([best], best, side, goal, goal / steps)[1:] for side in (-1, 1)
         ]
-        knots = (*sides[0][::-1], best, *sides[1])
-        curves.append(
-            Curve(curve.label, curve.kind, curve.held, curve.scale, curve.reach, knots)
-        )
+        found.append(replace(curve, knots=(*sides[0][::-1], best, *sides[1])))
     note = (
         "The profile is that of the model refitted by maximum likelihood; the fit was "
         "by REML."
-        if results.reml
+        if refitted
         else ""
     )
-    return Profile(tuple(curves), point.value, note)
+    return Profile(tuple(found), deviance, note)
 
 
 def _curves(results: MixedResults, point: Point) -> list[Curve]:
@@ -453,21 +504,46 @@ def _curves(results: MixedResults, point: Point) -> list[Curve]:
             Curve(fresh_label({c.label for c in out}, label), kind, held, scale, reach)
         )
 
-    for j in structure.order:
-        term, name = structure.terms[j], structure.factors[structure.terms[j].factor]
-        for a, b in _pairs(term):
-            block = _block(term, a, b)
-            if a == b:
-                label, reach = f"sd({term.names[a]})|{name.name}", term.U[a, a]
-                add(label, "sd", block, None, float(reach))
-            else:
-                label = f"cor({term.names[a]},{term.names[b]})|{name.name}"
-                add(label, "cor", block, None, _TURN)
+    for label, kind, block, reach in random_blocks(structure):
+        add(label, kind, block, None, reach)
     if not known:
         add("sigma", "sigma", None, None, 1.0)
     for j, label in enumerate(results.names):
         add(label, "fixed", None, j, 0.0)
     return out
+
+
+def random_blocks(structure: Structure) -> Iterator[tuple[str, str, Block, float]]:
+    """Go through standard deviations and correlations in lme4's order.
+
+    Those of structured covariances are left out: the others are profiled over them.
+
+    Parameters
+    ----------
+    structure : Structure
+
+    Yields
+    ------
+    label : str
+    kind : {"sd", "cor"}
+    block : Block
+        In which it is one coordinate.
+    reach : float
+        Of a step along a flat profile.
+    """
+    for j in structure.order:
+        term = structure.terms[j]
+        if term.covariance is not None:
+            continue  # Its parameters are not entries of a covariance.
+        name = structure.factors[term.factor].name
+        for a, b in _pairs(term):
+            block = _block(term, a, b)
+            if a == b:
+                label, reach = f"sd({term.names[a]})|{name}", float(term.U[a, a])
+                yield label, "sd", block, reach
+            else:
+                label = f"cor({term.names[a]},{term.names[b]})|{name}"
+                yield label, "cor", block, _TURN
 
 
 def _pairs(term: Term) -> list[tuple[int, int]]:
@@ -485,18 +561,17 @@ def _block(term: Term, a: int, b: int) -> Block:
     return Block(term, (*first, *rest), a != b)
 
 
-def _chosen(
-    curves: list[Curve], parameters: str | Sequence[str] | None, fixed: Sequence[str]
-) -> list[Curve]:
+def _chosen(curves: list[Curve], parameters: str | Sequence[str] | None) -> list[Curve]:
     if parameters is None:
         return curves
     asked = [parameters] if isinstance(parameters, str) else list(parameters)
     labels, keep = [c.label for c in curves], set()
     for name in asked:
+        group = {c.label for c in curves if c.kind in _GROUPS.get(name, ())}
         if name in labels:
             keep.add(name)
-        elif name in _GROUPS:
-            keep |= {c.label for c in curves if (c.kind != "fixed") == _GROUPS[name]}
+        elif group or (name in _GROUPS and name != "family"):
+            keep |= group
         else:
             raise ValueError(
                 f"{name!r} is not a parameter of this model; give some of "
@@ -507,10 +582,24 @@ def _chosen(
 
 def _estimate(curve: Curve, point: Point) -> Knot:
     """Make the knot of the maximum-likelihood estimate."""
-    held = curve.held
-    w = np.append(held.deviance.coordinates.of(point.x), 0.0)
-    if held.deviance.fixed is not None:
-        w = np.append(w, float(point.factorisation.beta[held.deviance.fixed]))
+    deviance = curve.held.deviance
+    w = np.append(deviance.coordinates.of(point.x), 0.0)
+    if deviance.fixed is not None:
+        w = np.append(w, float(point.factorisation.beta[deviance.fixed]))
+    return estimate_knot(curve.held, w, point.value)
+
+
+def estimate_knot(held: Held, w: np.ndarray, value: float) -> Knot:
+    """Make the knot of an estimate, with how the other coordinates follow that held.
+
+    Parameters
+    ----------
+    held : Held
+    w : ndarray
+        All coordinates of the estimate.
+    value : float
+        Minus twice the log-likelihood there.
+    """
     state = held.deviance(w)
     H, free, at = state.hessian, held.free, held.index
     inner = H[np.ix_(free, free)]
@@ -521,4 +610,4 @@ def _estimate(curve: Curve, point: Point) -> Knot:
     bend = max(H[at, at] - float(across @ (H[free, at] * scale)), 0.0)
     drift = np.zeros_like(w)
     drift[free] = -scale * across
-    return Knot(float(w[at]), 0.0, point.value, sqrt(bend / 2), w, drift)
+    return Knot(float(w[at]), 0.0, value, sqrt(bend / 2), w, drift)

@@ -166,7 +166,7 @@ def _contrast_df(moved: _Moved, R: np.ndarray) -> np.ndarray:
     forms, across = moved.at.forms()
     size = k + (problem.sigma is None)
     H = np.zeros((len(x), size, size))
-    H[:, :k, :k] = curvatures(structure, moved.at.slopes()) + 2 * forms
+    H[:, :k, :k] = curvatures(structure, x, moved.at.slopes()) + 2 * forms
     H[:, :k, :k] -= J @ moved.information @ J.transpose(0, 2, 1)
     if problem.sigma is None:
         H[:, :k, k] = H[:, k, :k] = across

@@ -93,6 +93,9 @@ def singular(structure: Structure, x: np.ndarray) -> np.ndarray:
     """Which parameters, (R, k), lie on the edge of their range; shape (R,)."""
     out = np.zeros(len(x), bool)
     for term in structure.terms:
+        if (own := term.covariance) is not None:
+            out |= [bool(own.edges(one)) for one in x[:, term.params]]
+            continue
         if term.variances:
             sizes = np.sqrt(np.maximum(x[:, term.params], 0.0))
         else:
@@ -210,8 +213,8 @@ def _first_steps(
     if sigma is None:
         q = quadratic / s2[:, None]
         H = H - q[:, :, None] * q[:, None, :] / df
-    H = H + curvatures(structure, slopes)
     x = np.tile(start, (count, 1))
+    H = H + curvatures(structure, x, slopes)
     step, _ = _steps(x, gradient, H, structure.lower)
     return np.maximum(x - step, structure.lower)
 
@@ -294,7 +297,7 @@ def _in_corner(structure: Structure, x: np.ndarray, slopes: np.ndarray) -> np.nd
         at.append(slice(start, start + f.k**2))
         start += f.k**2
     for term in structure.terms:
-        if term.variances:
+        if not term.by_triangle:
             continue
         k = structure.factors[term.factor].k
         G = slopes[:, at[term.factor]].reshape(-1, k, k)[:, term.at, term.at]

@@ -319,6 +319,11 @@ def factorise_rest(
     roots, positions
         See `Rest`.
     """
+    if not layout.q:
+        corner, info = torch.linalg.cholesky_ex(G)
+        if int(info):
+            return None
+        return Rest(layout, S, border[None], corner, roots, positions, None)
     vector = _vector(layout, roots, positions)
     if vector is not None:
         S = S.mul_(vector[:, :, None]).mul_(vector[:, None])
@@ -327,7 +332,7 @@ def factorise_rest(
         S = scale_rows(S, roots, positions, True)
         S = scale_rows(S.mT.contiguous(), roots, positions, True)
     S.diagonal(dim1=1, dim2=2).add_(1.0)
-    if layout.whole and layout.q:
+    if layout.whole:
         L, fine = cholesky(S[0])
         L = L[None]
     else:

@@ -23,14 +23,16 @@ from .rows import random_columns
 from .rowvariance import Inverse, Rows
 from .structure import Structure
 
-__all__ = ["Reweighted"]
+__all__ = ["LARGE", "Reweighted", "sums"]
 
 #: Largest dense coupling, as a share of the memory budget: a list of pairs would have
 #: to be made anew with every change of the weights.
 _SHARE = 8
+#: Columns from which on it is looked whether a row has one of them alone.
+_MANY = 4
 #: In place of the response's own square, which nothing asks for: larger than any
 #: quadratic form in it.
-_LARGE = 1e100
+LARGE = 1e100
 
 
 class Reweighted(_Pass):
@@ -48,7 +50,14 @@ class Reweighted(_Pass):
         Standardised columns of each factor of the structure.
     scales : list of float or None
         Their one value, where a factor has one column that is constant.
+    alone : list of tuple or None
+        Of each factor, where it has many columns of which no row has two: where each
+        row's effect is among all (level by level), its column, and its value.
+    parts : tuple of int
+        Numbers of the linear predictors that have random effects: the first alone.
     """
+
+    parts: tuple[int, ...] = (0,)
 
     def __init__(self, design: Design, structure: Structure, compute: Compute) -> None:
         empty = torch.zeros(0, 0, dtype=torch.float64)
@@ -62,6 +71,9 @@ class Reweighted(_Pass):
             self.Z.append(compute.tensor(joined))
             alike = len(joined) == 1 and bool((joined == joined[0, 0]).all())
             self.scales.append(float(joined[0, 0]) if alike else None)
+        self.alone = [
+            _alone(z, codes) for z, codes in zip(self.Z, self.codes, strict=True)
+        ]
         self._chosen = self._choose_forms()
         self._dense = (
             isinstance(self.layout, Layout)
@@ -128,7 +140,7 @@ class Reweighted(_Pass):
             stages.append(Stage(D[i], E, self.parents[a], C, XY[i]))
         BXY = [XY[j].transpose(0, 1).reshape(-1, 1) for j in self.rest]
         corner = self.zeros(1, 1)
-        corner[0, 0] = _LARGE
+        corner[0, 0] = LARGE
         return Products(
             self.structure, stages, self.chain, self.rest, self.offsets, self.layout,
             self._rest_block(weights, D), torch.cat(BXY) if BXY else self.zeros(0, 1),
@@ -144,19 +156,24 @@ class Reweighted(_Pass):
             Z = [z[:, part] for z in self.Z]
             weighted = [z * weights[part] for z in Z]
             self._add_products(Z, weighted, response[None, part], part)
-        self.G[-1, -1] = _LARGE
+        self.G[-1, -1] = LARGE
         return self._gathered(0.0)
 
     def _own(self, weights: Tensor, j: int) -> Tensor:
         """Cross-products of a factor with itself, by level."""
         f, codes, scale = self.structure.factors[j], self.codes[j], self.scales[j]
         if scale is not None:
-            return (scale**2 * _sums(codes, weights, f.m))[None, None]
+            return (scale**2 * sums(codes, weights, f.m))[None, None]
         out, z = self.zeros(f.k, f.k, f.m), self.Z[j]
+        if (alone := self.alone[j]) is not None:
+            cells, _, value = alone
+            squares = sums(cells, weights * value * value, f.q)
+            out.diagonal().copy_(squares.view(f.m, f.k))
+            return out
         for a in range(f.k):
             weighted = weights * z[a]
             for b in range(a + 1):
-                out[a, b] = _sums(codes, weighted * z[b], f.m)
+                out[a, b] = sums(codes, weighted * z[b], f.m)
                 out[b, a] = out[a, b]
         return out
 
@@ -166,7 +183,7 @@ class Reweighted(_Pass):
         if one is not None and two is not None:
             return D[i] * (two / one)
         return torch.stack([
-            torch.stack([_sums(self.codes[i], weights * a * b, m) for b in self.Z[j]])
+            torch.stack([sums(self.codes[i], weights * a * b, m) for b in self.Z[j]])
             for a in self.Z[i]
         ])  # fmt: skip
 
@@ -175,10 +192,10 @@ class Reweighted(_Pass):
         shape = (self.structure.factors[i].m, self.structure.factors[j].m)
         cells, one, two = self._cells[i, j], self.scales[i], self.scales[j]
         if one is not None and two is not None:
-            found = _sums(cells, weights, shape[0] * shape[1])
+            found = sums(cells, weights, shape[0] * shape[1])
             return found.view(shape).mul_(one * two)
         values = weights * self.Z[i][a] * self.Z[j][b]
-        return _sums(cells, values, shape[0] * shape[1]).view(shape)
+        return sums(cells, values, shape[0] * shape[1]).view(shape)
 
     def _coupling(self, weights: Tensor, i: int) -> Tensor:
         """Cross-products of a stage with the rest; (K, m, q)."""
@@ -219,12 +236,44 @@ class Reweighted(_Pass):
         k = len(self.Z[self.rest[number]])
         return slice(self.offsets[number] + a, self.offsets[number + 1], k)
 
+    # Rows have one value each; where several predictors have random effects
+    # (`Parted`), one for each predictor, and one weight for each pair.
+
+    @staticmethod
+    def stack(values: list[Tensor]) -> Tensor:
+        """Values of rows of all predictors that have random effects."""
+        (value,) = values
+        return value
+
+    @staticmethod
+    def split(values: Tensor) -> tuple[Tensor, ...]:
+        """Inverse of `stack`, or the columns of weights."""
+        return (values,)
+
+    @staticmethod
+    def times(weights: Tensor, values: Tensor) -> Tensor:
+        """Weights times values of rows."""
+        return weights * values
+
+    @staticmethod
+    def total(values: Tensor) -> Tensor:
+        """Sum over predictors, or pairs of them."""
+        return values
+
+    def columns(self, j: int) -> list[Tensor]:
+        """Columns of a factor by predictor, each (K, n); zero for those of others."""
+        return [self.Z[j]]
+
     def combine(self, effects: list[Tensor]) -> Tensor:
         """Return ``Z b`` of effects by factor, each (K, m): (n,)."""
         total: Tensor | None = None
-        for z, b, codes, scale in zip(
-            self.Z, effects, self.codes, self.scales, strict=True
+        for z, b, codes, scale, alone in zip(
+            self.Z, effects, self.codes, self.scales, self.alone, strict=True
         ):
+            if alone is not None:
+                part = b.T.reshape(-1).index_select(0, alone[0]).mul_(alone[2])
+                total = part if total is None else total.add_(part)
+                continue
             for k in range(len(z)):
                 if scale is not None:
                     part = (scale * b[k]).index_select(0, codes)
@@ -237,13 +286,17 @@ class Reweighted(_Pass):
     def gather(self, values: Tensor) -> list[Tensor]:
         """Return ``Z' values`` by factor, each (K, m)."""
         out = []
-        for z, codes, factor, scale in zip(
-            self.Z, self.codes, self.structure.factors, self.scales, strict=True
-        ):
-            if scale is not None:
-                out.append(_sums(codes, values, factor.m).mul_(scale)[None])
+        for z, codes, factor, scale, alone in zip(
+            self.Z, self.codes, self.structure.factors, self.scales, self.alone,
+            strict=True,
+        ):  # fmt: skip
+            if alone is not None:
+                found = sums(alone[0], values * alone[2], factor.q)
+                out.append(found.view(factor.m, factor.k).T.contiguous())
+            elif scale is not None:
+                out.append(sums(codes, values, factor.m).mul_(scale)[None])
             else:
-                out.append(torch.stack([_sums(codes, values * c, factor.m) for c in z]))
+                out.append(torch.stack([sums(codes, values * c, factor.m) for c in z]))
         return out
 
     # -- the inverse where rows have entries -------------------------------------------
@@ -298,6 +351,9 @@ class Reweighted(_Pass):
         z, codes, scale = self.Z[j], self.codes[j], self.scales[j]
         if scale is not None:
             return (blocks[0, 0] * scale**2).index_select(0, codes)
+        if (alone := self.alone[j]) is not None:
+            _, column, value = alone
+            return blocks[column, column, codes] * value * value
         out = torch.zeros_like(z[0])
         for a in range(len(z)):
             for b in range(a + 1):
@@ -324,17 +380,35 @@ class Reweighted(_Pass):
             cells = self.codes[i] * self.q + self.offsets[number] + self.codes[j] * k
             if number == 0 and self.q == k * self.structure.factors[j].m and k == 1:
                 cells = self._cells[i, j]
-            one, two = self.scales[i], self.scales[j]
             for a in range(len(K)):
                 for b in range(k):
                     part = K[a].index_select(0, cells + b if b else cells)
-                    if one is not None and two is not None:
-                        out.add_(part, alpha=2 * one * two)
-                    else:
-                        out += 2 * part * self.Z[i][a] * self.Z[j][b]
+                    self._add_met(part, i, a, j, b, out)
+
+    def _add_met(
+        self, part: Tensor, i: int, a: int, j: int, b: int, out: Tensor
+    ) -> None:
+        """Add twice what two columns of two factors contribute; `part` is (n,)."""
+        one, two = self.scales[i], self.scales[j]
+        if one is not None and two is not None:
+            out.add_(part, alpha=2 * one * two)
+        else:
+            out += 2 * part * self.Z[i][a] * self.Z[j][b]
 
 
-def _sums(codes: Tensor, values: Tensor, size: int) -> Tensor:
+def _alone(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Find each row's only column; None where columns are few, or rows have several.
+
+    As of a factor's levels, or of places: what would be a loop over pairs of columns.
+    """
+    if len(z) < _MANY or int((z != 0).sum(0).max()) > 1:
+        return None
+    column = z.abs().argmax(0)
+    value = z.gather(0, column[None])[0]
+    return codes * len(z) + column, column, value
+
+
+def sums(codes: Tensor, values: Tensor, size: int) -> Tensor:
     """Add up values by code, (size,)."""
     if not codes.is_cpu:
         return values.new_zeros(size).index_add_(0, codes, values)

@@ -29,9 +29,16 @@ from ...inference import Covariance, HypothesisTest
 from .rows import random_columns
 
 if TYPE_CHECKING:
+    from ...results import Results
     from .results import MixedResults
 
-__all__ = ["ClusterCovariance", "cluster_covariance", "cluster_df", "cluster_test"]
+__all__ = [
+    "ClusterCovariance",
+    "cluster_covariance",
+    "cluster_df",
+    "cluster_test",
+    "clusters_of",
+]
 
 KINDS = ("CR0", "CR2")
 
@@ -87,7 +94,7 @@ def cluster_covariance(
             f"cov_type of a mixed model must be nonrobust, {' or '.join(KINDS)}; not "
             f"{kind!r}."
         )
-    clusters = _clusters(results, groups)
+    clusters = clusters_of(results, groups)
     m, p = len(clusters), results.mixed.products.p
     results.model.compute.require(
         2 * m * p * p, f"two {p} x {p} matrices for each of {m:,} clusters",
@@ -106,8 +113,20 @@ def cluster_covariance(
     )  # fmt: skip
 
 
-def _clusters(results: MixedResults, groups: Any) -> Grouping:
-    """Read the clusters, or find the coarsest factor that holds all others."""
+def clusters_of(results: Results, groups: Any) -> Grouping:
+    """Read the clusters, or find the coarsest factor that holds all others.
+
+    Parameters
+    ----------
+    results : Results
+        Of a mixed model.
+    groups : str or array_like, optional
+
+    Raises
+    ------
+    ModelError
+        Where random effects are shared by clusters.
+    """
     design = results.model.design
     factors = {r.grouping.name: r.grouping for r in design.random}
     if groups is None:

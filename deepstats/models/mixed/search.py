@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy.linalg import lapack
+from scipy.optimize import nnls
 
 from .coupling import Coupling
 from .criterion import Criterion, Point
@@ -14,7 +16,7 @@ from .light import LazyPoint, LightCriterion, LightPoint, light
 from .products import Products, Vector
 from .small import LEAST_START, small_of, solve_moments
 from .sparse import SparseLayout
-from .structure import lower_factor
+from .structure import Term, lower_factor
 
 __all__ = ["Found", "determined", "minimise", "moments"]
 
@@ -86,6 +88,26 @@ def moments(products: Products) -> np.ndarray:
     return np.clip(v / rest, LEAST_START, 1e6) if rest > 0 else np.ones(k)
 
 
+def moments_of_scores(products: Products) -> np.ndarray:
+    """Variances of the factors where that of the rows is known; no fixed part.
+
+    Of scores s with information W, ``E (Z_j's)^2 = tr(Z_j'WZ_j) + sum_k v_k
+    ||Z_j'WZ_k||^2`` to first order: equations of the method of moments.
+
+    Parameters
+    ----------
+    products : Products
+        Under weights W, with s in place of the weighted response.
+    """
+    scores = products.by_factor(products.response)
+    A = _norms(products)
+    c = np.array([float((s**2).sum()) for s in scores]) - _traces(products)
+    scale = 1 / np.sqrt(A.diagonal().clip(1e-300))
+    if not (np.isfinite(A).all() and np.isfinite(c).all()):
+        return np.full(len(c), np.nan)
+    return nnls(A * scale[:, None] * scale, c * scale)[0] * scale
+
+
 def determined(products: Products) -> list[int]:
     """Factors whose effects the fixed effects already span: ``Z'PZ`` is zero."""
     if (small := small_of(products)) is not None:
@@ -128,6 +150,8 @@ def _norms(products: Products) -> np.ndarray:
             if isinstance(stage.C, Coupling):
                 value = stage.C.norms(products.rest_at(other))
                 out[i, j] = out[j, i] = value
+    for (i, j), value in products.cut_norms().items():
+        out[i, j] = out[j, i] = value
     if products.rest_factors:
         owner = products.B.new_zeros(products.q, len(products.rest_factors))
         for number in range(len(products.rest_factors)):
@@ -146,13 +170,18 @@ def starting(products: Products) -> np.ndarray:
         for term, V in zip(
             structure.terms, small.covariances(structure, df), strict=True
         ):
-            x[term.params] = (
-                np.diag(V) if term.variances else lower_factor(V)[term.triangle]
-            )
+            if term.covariance is not None:
+                x[term.params] = term.covariance.starts(float(np.diag(V).mean()))[0]
+            elif term.variances:
+                x[term.params] = np.diag(V)
+            else:
+                x[term.params] = lower_factor(V)[term.triangle]
         return x
     v = moments(products)
     for term in structure.terms:
-        if term.variances:
+        if term.covariance is not None:
+            x[term.params] = term.covariance.starts(v[term.factor])[0]
+        elif term.variances:
             x[term.params] = v[term.factor]
         else:
             root = np.sqrt(v[term.factor]) * np.eye(term.k)
@@ -180,6 +209,8 @@ def newton(
     start: np.ndarray,
     maxiter: int = 100,
     tol: float = 1e-6,
+    watch: Callable[[Point], None] | None = None,
+    noise: float = 1e-13,
 ) -> Found:
     """Newton's method with the average information, projected on variances >= 0.
 
@@ -190,6 +221,10 @@ def newton(
     maxiter : int
     tol : float
         On the length of a step in standard errors of the parameters.
+    watch : callable, optional
+        Called with every point where a step begins.
+    noise : float, default 1e-13
+        Share of the value that is not known of it.
     """
     lower = criterion.products.structure.lower
     point = criterion(np.maximum(start, lower))
@@ -198,6 +233,8 @@ def newton(
     iteration = 0
     while iteration < maxiter:
         iteration += 1
+        if watch is not None:
+            watch(point)
         H = _curvature(criterion, point, iteration, decrement)
         step, decrement = bounded_step(point, H, lower)
         if decrement <= _NEAR:
@@ -209,7 +246,7 @@ def newton(
         if decrement <= tol:
             converged, message = True, "converged"
             break
-        moved = _line_search(criterion, point, step, lower)
+        moved = _line_search(criterion, point, step, lower, noise)
         if moved is None:
             # Rounding hides what is left to gain.
             converged = decrement <= 1e3 * tol
@@ -310,9 +347,10 @@ def _definite(H: np.ndarray) -> np.ndarray:
 
 
 def _line_search(
-    criterion: Criterion, point: Point, step: np.ndarray, lower: np.ndarray
-) -> Point | None:
-    noise = 1e-13 * abs(point.value)
+    criterion: Criterion, point: Point, step: np.ndarray, lower: np.ndarray,
+    noise: float,
+) -> Point | None:  # fmt: skip
+    noise = noise * abs(point.value)
     length = 1.0
     for _ in range(_HALVINGS):
         new = criterion(np.maximum(point.x - length * step, lower))
@@ -331,6 +369,12 @@ def _out_of_corner(criterion: Criterion, point: Point) -> Point | None:
     """
     structure = point.structure
     for term in structure.terms:
+        if term.covariance is not None:
+            if term.covariance.zeros(point.x[term.params]).all():
+                grown = _grown(criterion, point, term)
+                if grown is not None:
+                    return grown
+            continue
         if term.variances:
             continue
         root = term.root(point.x)
@@ -352,6 +396,26 @@ def _out_of_corner(criterion: Criterion, point: Point) -> Point | None:
             x = point.x.copy()
             grown = lower_factor(V)
             x[term.params] = grown[term.triangle]
+            new = criterion(x)
+            if new.value < point.value - 1e-9:
+                return new
+    return None
+
+
+def _grown(criterion: Criterion, point: Point, term: Term) -> Point | None:
+    """Find a better point where no effect of a structured covariance varies.
+
+    There its shapes have no gradient; that in its size depends on them.
+    """
+    own = term.covariance
+    assert own is not None
+    G = point.slopes[term.factor][term.at, term.at]
+    for size in (1e-1, 1e-2, 1e-3, 1e-4):
+        for start in own.starts(size):
+            if (G * own.matrix(start)).sum() >= 0:
+                continue
+            x = point.x.copy()
+            x[term.params] = start
             new = criterion(x)
             if new.value < point.value - 1e-9:
                 return new

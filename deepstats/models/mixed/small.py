@@ -86,7 +86,9 @@ class Small:
         place = 0
         for term in structure.terms:
             V = np.zeros((term.k, term.k))
-            size = term.params.stop - term.params.start
+            # Of a structured covariance all variances are one entry.
+            own = term.covariance is None
+            size = term.params.stop - term.params.start if own else 1
             for v, (_, D) in zip(
                 found[place : place + size], directions[place : place + size],
                 strict=True,

@@ -8,12 +8,13 @@ lower triangles absorb), so that parameters are of order one whatever the data's
 
 A scalar's parameter is its relative variance, bounded by zero, where the gradient with
 respect to a standard deviation would vanish; a vector's are the entries of the lower
-triangle of its factor, column by column.
+triangle of its factor, column by column. A structured covariance has its own
+(`covariances`), and its U is diagonal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -21,9 +22,14 @@ import numpy as np
 
 from ...design import RandomTerm
 from ...errors import ModelError
+from ...formula import PLACES
 from ...matrix import ModelMatrix
+from .covariances import KINDS, Covariance, covariance_of, lower_factor
 
-__all__ = ["Factor", "Structure", "Term", "fresh_label", "kind_of", "lower_factor"]
+__all__ = [
+    "Factor", "Structure", "Term", "fresh_label", "kind_of", "lower_factor",
+    "structured",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +42,9 @@ class Term:
         As written, ``"(1 + x | g)"``.
     names : tuple of str
         Columns that vary.
-    kind : {"us", "diag"}
-        Whether the effects are correlated.
+    kind : str
+        "us" for correlated and "diag" for uncorrelated effects, or the name of a
+        structured covariance.
     factor : int
         Number of its grouping factor.
     at : slice
@@ -48,6 +55,8 @@ class Term:
         Standardisation, lower triangular.
     order : int
         Its place in the formula.
+    covariance : Covariance or None
+        The structured covariance, where it has one.
     """
 
     text: str
@@ -58,6 +67,7 @@ class Term:
     params: slice
     U: np.ndarray
     order: int
+    covariance: Covariance | None = None
 
     @property
     def k(self) -> int:
@@ -66,8 +76,13 @@ class Term:
 
     @cached_property
     def variances(self) -> bool:
-        """Whether the parameters are variances, not entries of a triangle."""
-        return self.kind == "diag" or self.k == 1
+        """Whether the parameters are variances of uncorrelated effects."""
+        return self.covariance is None and (self.kind == "diag" or self.k == 1)
+
+    @property
+    def by_triangle(self) -> bool:
+        """Whether the parameters are entries of a lower triangle."""
+        return self.covariance is None and not self.variances
 
     @cached_property
     def triangle(self) -> tuple[np.ndarray, np.ndarray]:
@@ -77,6 +92,8 @@ class Term:
     def root(self, x: np.ndarray) -> np.ndarray:
         """Lower-triangular factor of the standardised covariance."""
         part = x[self.params]
+        if self.covariance is not None:
+            return self.covariance.root(part)
         if self.variances:
             return np.diag(np.sqrt(np.maximum(part, 0.0)))
         out = np.zeros((self.k, self.k))
@@ -167,12 +184,14 @@ class Structure:
             factors.append(Factor(first.name, first.levels, first.codes, matrices))
         terms, start = [], 0
         for j, term in enumerate(random):
-            kind, k = kind_of(term), term.Z.k
+            kind, k, own = kind_of(term), term.Z.k, structured(term)
             size = k if kind == "diag" else k * (k + 1) // 2
+            if own is not None:
+                size = own.size
+            U = _standardisation(standardise[j], kind, own)
             terms.append(
                 Term(term.term.text or str(term.term), term.names, kind, *places[j],
-                     slice(start, start + size), _standardisation(standardise[j], kind),
-                     j)
+                     slice(start, start + size), U, j, own)
             )  # fmt: skip
             start += size
         return cls(tuple(factors), tuple(terms))
@@ -189,7 +208,47 @@ class Structure:
         for term in self.terms:
             if term.variances:
                 out[term.params] = 0.0
+            elif term.covariance is not None:
+                out[term.params] = term.covariance.lower
         return out
+
+    @property
+    def structured(self) -> list[Term]:
+        """Terms with a structured covariance."""
+        return [t for t in self.terms if t.covariance is not None]
+
+    def determined(self, x: np.ndarray) -> np.ndarray:
+        """Which parameters are inside their range and mean something."""
+        out = x > self.lower
+        for term in self.structured:
+            assert term.covariance is not None
+            out[term.params] = term.covariance.determined(x[term.params])
+        return out
+
+    def begun(self, x: np.ndarray, value: Callable[[np.ndarray], float]) -> np.ndarray:
+        """Choose where structured covariances begin, by the value of a criterion.
+
+        Parameters
+        ----------
+        x : ndarray
+            A start, of whose structured covariances only the size counts.
+        value : callable
+            From parameters to the criterion, which is minimised.
+        """
+        best = x.copy()
+        for term in self.structured:
+            assert term.covariance is not None
+            variance = float((term.covariance.sizes(x[term.params]) ** 2).mean())
+            least = np.inf
+            for start in term.covariance.starts(variance):
+                tried = best.copy()
+                tried[term.params] = start
+                found = value(tried)
+                if found < least:
+                    least, chosen = found, tried
+            if np.isfinite(least):
+                best = chosen
+        return best
 
     def of(self, factor: int) -> list[Term]:
         """Terms on a factor."""
@@ -221,12 +280,21 @@ class Structure:
         )
 
     def theta(self, x: np.ndarray) -> dict[str, float]:
-        """Entries of the relative factors, in the order and with the names of lme4."""
+        """Entries of the relative factors, in the order and with the names of lme4.
+
+        Of a structured covariance its standard deviations over sigma and what it is
+        made of: ``"g.sd(t)"``, ``"g.cor"``.
+        """
         roots = self.raw_roots(x)
         out = {}
         for j in self.order:
             term, root = self.terms[j], roots[j]
             name = self.factors[term.factor].name
+            if term.covariance is not None:
+                values = term.covariance.natural(x[term.params], term.U)
+                for label, value in zip(term.covariance.labels, values, strict=True):
+                    out[fresh_label(out, f"{name}.{label}")] = float(value)
+                continue
             for r, c in zip(*term.triangle, strict=True):
                 if term.kind == "diag" and r != c:
                     continue
@@ -234,15 +302,38 @@ class Structure:
                 out[fresh_label(out, f"{name}.{label}")] = float(root[r, c])
         return out
 
+    def from_theta(self, values: Sequence[float]) -> np.ndarray:
+        """Parameters of values in the order of `theta`."""
+        x, place = np.zeros(self.size), iter(values)
+        for j in self.order:
+            term = self.terms[j]
+            if term.covariance is not None:
+                own = [next(place) for _ in term.covariance.labels]
+                x[term.params] = term.covariance.parameters(own, term.U)
+                continue
+            root = np.zeros((term.k, term.k))
+            for r, c in zip(*term.triangle, strict=True):
+                if term.kind != "diag" or r == c:
+                    root[r, c] = next(place)
+            x[term.params] = self._from_raw_root(term, root)
+        return x
+
     def from_raw_roots(self, roots: Sequence[np.ndarray]) -> np.ndarray:
         """Parameters of given relative factors in the data's units, by term."""
         x = np.zeros(self.size)
         for term, root in zip(self.terms, roots, strict=True):
-            inner = np.linalg.solve(term.U, root)
-            x[term.params] = (
-                np.diag(inner) ** 2 if term.variances else inner[term.triangle]
-            )
+            x[term.params] = self._from_raw_root(term, root)
         return x
+
+    @staticmethod
+    def _from_raw_root(term: Term, root: np.ndarray) -> np.ndarray:
+        if term.covariance is not None:
+            raise ModelError(
+                f"{term.text}: not every covariance is one of {term.kind}; give its "
+                "parameters."
+            )
+        inner = np.linalg.solve(term.U, root)
+        return np.diag(inner) ** 2 if term.variances else inner[term.triangle]
 
     @cached_property
     def only_variances(self) -> bool:
@@ -255,8 +346,14 @@ class Structure:
             return self.entries
         out = []
         for term in self.terms:
-            k, root = self.factors[term.factor].k, term.root(x)
-            start = term.at.start
+            k, start = self.factors[term.factor].k, term.at.start
+            if term.covariance is not None:
+                for inner in term.covariance.directions(x[term.params]):
+                    D = np.zeros((k, k))
+                    D[term.at, term.at] = inner
+                    out.append((term.factor, D))
+                continue
+            root = term.root(x)
             rows, columns = term.triangle
             if term.variances:
                 rows = columns = np.arange(term.k)
@@ -272,10 +369,18 @@ class Structure:
 
     @cached_property
     def entries(self) -> list[tuple[int, np.ndarray]]:
-        """Factor and direction of V for every entry of every covariance, by term."""
+        """Factor and direction of V for every entry of every covariance, by term.
+
+        Of a structured covariance the one that all its variances have in common.
+        """
         out = []
         for term in self.terms:
             k, start = self.factors[term.factor].k, term.at.start
+            if term.covariance is not None:
+                D = np.zeros((k, k))
+                D[term.at, term.at] = np.eye(term.k)
+                out.append((term.factor, D))
+                continue
             rows, columns = term.triangle
             if term.variances:
                 rows = columns = np.arange(term.k)
@@ -290,19 +395,25 @@ class Structure:
         out = np.zeros(self.size)
         for term in self.terms:
             part = G[term.factor][term.at, term.at]
-            if term.variances:
+            if term.covariance is not None:
+                out[term.params] = term.covariance.gradient(x[term.params], part)
+            elif term.variances:
                 out[term.params] = np.diag(part)
             else:
                 out[term.params] = (2 * part @ term.root(x))[term.triangle]
         return out
 
-    def curvature(self, G: Sequence[np.ndarray]) -> np.ndarray:
+    def curvature(self, x: np.ndarray, G: Sequence[np.ndarray]) -> np.ndarray:
         """Return what the bend of V adds to the Hessian: sum of ``G d2V``."""
         out = np.zeros((self.size, self.size))
         if self.only_variances:
             return out
         for term in self.terms:
-            if not term.variances:
+            if term.covariance is not None:
+                own = G[term.factor][term.at, term.at]
+                bend = term.covariance.curvature(x[term.params], own)
+                out[term.params, term.params] = bend
+            elif not term.variances:
                 rows, columns = term.triangle
                 part = 2 * G[term.factor][term.at, term.at][np.ix_(rows, rows)]
                 part *= columns[:, None] == columns
@@ -317,7 +428,7 @@ def _triangle(k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kind_of(random: RandomTerm) -> str:
-    """Return "us" for correlated and "diag" for uncorrelated effects.
+    """Return "us" for correlated and "diag" for uncorrelated effects, or the structure.
 
     Raises
     ------
@@ -325,17 +436,49 @@ def kind_of(random: RandomTerm) -> str:
         For a covariance structure that mixed models here do not have.
     """
     structure = random.term.structure
-    if structure not in ("us", "diag"):
+    text = random.term.text or random.term
+    if structure not in ("us", "diag", *KINDS):
         raise ModelError(
-            f"{random.term.text or random.term}: mixed models here have unstructured "
-            f"(x | g) and diagonal (x || g) covariances, not {structure}."
+            f"{text}: mixed models here do not have the structure {structure}; they "
+            f"have us, diag, {', '.join(KINDS)}."
         )
+    if random.term.options:
+        names = ", ".join(f"{name}=" for name, _ in random.term.options)
+        raise ModelError(f"{text}: {structure} takes no {names}; leave it out.")
+    if structure in KINDS:
+        if not random.term.correlated:
+            raise ModelError(
+                f"{text}: {structure} says how effects are correlated; write | for ||."
+            )
+        return structure
     return "diag" if structure == "diag" or not random.term.correlated else "us"
 
 
-def _standardisation(gram: np.ndarray, kind: str) -> np.ndarray:
-    """Lower-triangular U with ``U' gram U = I`` (diagonal for uncorrelated effects)."""
+def structured(random: RandomTerm) -> Covariance | None:
+    """Return the structured covariance of a term, None where it has none."""
+    kind = kind_of(random)
+    if kind not in KINDS:
+        return None
+    term = random.term
+    varying = [t for t in term.terms if t.factors or kind not in PLACES]
+    label = " + ".join("1" if not t.factors else str(t) for t in varying)
+    label = f"{random.label}:{label}" if random.label else label
+    return covariance_of(kind, random.names, term.text or str(term), label)
+
+
+def _standardisation(
+    gram: np.ndarray, kind: str, covariance: Covariance | None = None
+) -> np.ndarray:
+    """Lower-triangular U with ``U' gram U = I`` (diagonal for uncorrelated effects).
+
+    A structured covariance must stay one: U is diagonal, and where all columns have one
+    variance a number.
+    """
+    if covariance is not None and not covariance.heterogeneous:
+        return np.eye(len(gram)) / np.sqrt(np.diag(gram).mean())
     scale = 1 / np.sqrt(np.diag(gram))
+    if covariance is not None:
+        return np.diag(scale)
     if kind == "diag" or len(gram) == 1:
         return np.diag(scale)
     correlation = gram * scale[:, None] * scale
@@ -353,12 +496,3 @@ def fresh_label(taken: Container[str], label: str) -> str:
         number += 1
         out = f"{label}.{number}"
     return out
-
-
-def lower_factor(V: np.ndarray) -> np.ndarray:
-    """Lower-triangular factor of a positive semi-definite matrix."""
-    values, vectors = np.linalg.eigh(V)
-    half = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
-    R = np.linalg.qr(half, mode="r")
-    signs = np.where(np.diag(R) < 0, -1.0, 1.0)
-    return (R * signs[:, None]).T

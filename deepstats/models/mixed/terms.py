@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,10 @@ from ...formula import Term
 from ...inference import likelihood_ratio, wald
 from ...matrix import ModelMatrix
 from ...transforms import evaluate
-from .bootstrap import refit
 from .degrees import contrast_test
 
 if TYPE_CHECKING:
+    from ...results import Results
     from .results import MixedResults
 
 __all__ = ["FixedColumns", "anova_table", "drop1", "term_contrasts"]
@@ -310,6 +310,27 @@ def drop1(results: MixedResults, test: str = "lrt") -> pd.DataFrame:
     """
     if test not in ("lrt", "f"):
         raise ValueError(f"test must be 'lrt' or 'f', not {test!r}.")
+    scope = droppable(results)
+    if test == "f":
+        columns = FixedColumns(results.model.design)
+        rows = {t.name: _row(results, _without(columns, t)) for t in scope}
+        return pd.DataFrame.from_dict(rows, orient="index", columns=_COLUMNS)
+    full = results.refit(reml=False) if results.reml else results
+    return dropped_table(full, {t.name: _fit_without(full, t) for t in scope})
+
+
+def droppable(results: Results) -> list[Term]:
+    """Terms of the fixed part that no other contains.
+
+    Parameters
+    ----------
+    results : Results
+
+    Raises
+    ------
+    ModelError
+        Where there is none.
+    """
     terms = [t for t in results.model.design.spec.formula.rhs.terms if t.factors]
     scope = [
         t for t in terms
@@ -317,16 +338,27 @@ def drop1(results: MixedResults, test: str = "lrt") -> pd.DataFrame:
     ]  # fmt: skip
     if not scope:
         raise ModelError("the fixed part has no term that could be left out.")
-    if test == "f":
-        columns = FixedColumns(results.model.design)
-        rows = {t.name: _row(results, _without(columns, t)) for t in scope}
-        return pd.DataFrame.from_dict(rows, orient="index", columns=_COLUMNS)
-    full = refit(results, None, False) if results.reml else results
+    return scope
+
+
+def dropped_table(full: Results, smaller: Mapping[str, Results]) -> pd.DataFrame:
+    """Table of likelihood-ratio tests of a fit against smaller ones.
+
+    Parameters
+    ----------
+    full : Results
+    smaller : mapping of str to Results
+        By the term that was left out.
+
+    Returns
+    -------
+    DataFrame
+        Columns npar, AIC, LRT, Pr(Chi).
+    """
     frame = {"<none>": (np.nan, full.aic, np.nan, np.nan)}
-    for term in scope:
-        small = _fit_without(full, term)
+    for name, small in smaller.items():
         found = likelihood_ratio(full.llf, small.llf, full._counted - small._counted)
-        frame[term.name] = (found.df_num, small.aic, found.statistic, found.pvalue)
+        frame[name] = (found.df_num, small.aic, found.statistic, found.pvalue)
     return pd.DataFrame.from_dict(
         frame, orient="index", columns=["npar", "AIC", "LRT", "Pr(Chi)"]
     )
@@ -346,6 +378,20 @@ def _without(columns: FixedColumns, term: Term) -> np.ndarray:
 
 
 def _fit_without(results: MixedResults, term: Term) -> MixedResults:
+    model = model_without(results, term)
+    model._prepared, model.aliased = None, ()
+    return model.fit(reml=False, ddf="normal")
+
+
+def model_without(results: Results, term: Term) -> Any:
+    """Return the model of a fit without a term of its fixed part.
+
+    Parameters
+    ----------
+    results : Results
+        Of a mixed model, linear or generalised.
+    term : Term
+    """
     model = copy.copy(results.model)
     design = model.design
     terms, factors = _factors(design)
@@ -355,5 +401,5 @@ def _fit_without(results: MixedResults, term: Term) -> MixedResults:
     rhs = replace(formula.rhs, terms=kept)
     spec = replace(design.spec, formula=replace(formula, rhs=rhs), kept={})
     model.design = replace(design, X=X, spec=spec)
-    model._prepared, model.aliased, model.dropped, model.cautions = None, (), (), ()
-    return model.fit(reml=False, ddf="normal")
+    model.dropped, model.cautions = (), ()
+    return model

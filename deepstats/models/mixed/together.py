@@ -36,6 +36,8 @@ _MOST_SHARED = 20_000_000
 def term_root(term: Term, x: np.ndarray) -> np.ndarray:
     """Lower factors of a term's standardised covariance; (R, K, K)."""
     part = x[:, term.params]
+    if term.covariance is not None:
+        return np.stack([term.covariance.root(one) for one in part])
     out = np.zeros((len(x), term.k, term.k))
     if term.variances:
         at = np.arange(term.k)
@@ -52,20 +54,29 @@ def gradients(
     out = np.zeros_like(x)
     for term in structure.terms:
         part = slopes[term.factor][:, term.at, term.at]
-        if term.variances:
+        if (own := term.covariance) is not None:
+            pairs = zip(x[:, term.params], part, strict=True)
+            out[:, term.params] = [own.gradient(one, G) for one, G in pairs]
+        elif term.variances:
             out[:, term.params] = np.einsum("raa->ra", part)
         else:
             out[:, term.params] = (2 * part @ term_root(term, x))[:, *term.triangle]
     return out
 
 
-def curvatures(structure: Structure, slopes: list[np.ndarray]) -> np.ndarray:
+def curvatures(
+    structure: Structure, x: np.ndarray, slopes: list[np.ndarray]
+) -> np.ndarray:
     """`Structure.curvature` of many replicates; (R, k, k)."""
     out = np.zeros((len(slopes[0]), structure.size, structure.size))
     for term in structure.terms:
-        if not term.variances:
+        part = slopes[term.factor][:, term.at, term.at]
+        if (own := term.covariance) is not None:
+            pairs = zip(x[:, term.params], part, strict=True)
+            bends = np.array([own.curvature(one, G) for one, G in pairs])
+            out[:, term.params, term.params] = bends
+        elif not term.variances:
             rows, columns = term.triangle
-            part = slopes[term.factor][:, term.at, term.at]
             part = 2 * part[:, rows[:, None], rows]
             out[:, term.params, term.params] = part * (columns[:, None] == columns)
     return out
@@ -120,7 +131,9 @@ class Together:
 
     @staticmethod
     def pays(products: Products) -> bool:
-        """Whether what replicates share is small enough."""
+        """Whether what replicates share is small enough, and V a plain one."""
+        if products.structure.structured:
+            return False
         first, *others = products.structure.factors
         left = sum(f.q for f in others) + products.p
         return first.m * first.k**2 * left**2 <= _MOST_SHARED
@@ -382,7 +395,7 @@ class Evaluation:
         forms, q = self.forms()
         if self.problem.sigma is None:
             forms = forms - q[:, :, None] * q[:, None, :] / self.problem.df
-        return forms + curvatures(self.problem.structure, slopes)
+        return forms + curvatures(self.problem.structure, self.x, slopes)
 
     def forms(self) -> tuple[np.ndarray, np.ndarray]:
         """``y'P G_a P G_b P y / sigma^2``, (A, k, k), and ``y'P G_a P y / sigma^2``."""

@@ -307,8 +307,8 @@ def test_unknown_columns_are_guessed(data, formula, message):
     ("formula", "error", "message"),
     [
         ("y ~ x", ModelError, "no random effects .* use ds.ols"),
-        ("y ~ x + ar1(x | g)", ModelError, "not ar1"),
-        ("y ~ x + cs(1 | g)", ModelError, "not cs"),
+        ("y ~ x + rr(x | g)", ModelError, "do not have the structure rr"),
+        ("y ~ x + cs(1 | g)", ModelError, "at least two"),
         ("y ~ x + (1 | g) | h", ModelError, "no use for what follows"),
         ("y ~ traj(x) + (1 | g)", FormulaError, "must be the whole formula"),
         ("~ x + (1 | g)", DesignError, "no response"),
