@@ -9,9 +9,14 @@ from collections.abc import Callable
 
 from deepstats.families.base import ExponentialFamily, Family
 from deepstats.families.bounded import Beta, BetaBinomial
-from deepstats.families.categorical import Multinomial, Ordinal
+from deepstats.families.categorical import CumulativeLink, Multinomial, Ordinal
 from deepstats.families.censored import CensoredNormal
-from deepstats.families.continuous import GammaML, GaussianML, StudentT
+from deepstats.families.continuous import (
+    GammaML,
+    GaussianML,
+    InverseGaussianML,
+    StudentT,
+)
 from deepstats.families.counts import (
     NegativeBinomial,
     ZeroTruncatedNegativeBinomial,
@@ -33,6 +38,7 @@ from deepstats.families.links import (
     Cauchit,
     CLogLog,
     Identity,
+    Interval,
     Link,
     Log,
     Logit,
@@ -48,6 +54,7 @@ from deepstats.families.mixtures import (
     ZeroInflatedPoisson,
     ZeroInflatedPoissonTau,
 )
+from deepstats.families.tweedie import TweedieML
 
 __all__ = [
     "Beta",
@@ -56,6 +63,7 @@ __all__ = [
     "CLogLog",
     "Cauchit",
     "CensoredNormal",
+    "CumulativeLink",
     "ExponentialFamily",
     "Family",
     "Gamma",
@@ -65,7 +73,9 @@ __all__ = [
     "HurdleNegativeBinomial",
     "HurdlePoisson",
     "Identity",
+    "Interval",
     "InverseGaussian",
+    "InverseGaussianML",
     "Link",
     "Log",
     "LogLog",
@@ -82,6 +92,7 @@ __all__ = [
     "QuasiPoisson",
     "StudentT",
     "Tweedie",
+    "TweedieML",
     "ZeroInflatedNegativeBinomial",
     "ZeroInflatedPoisson",
     "ZeroInflatedPoissonTau",
@@ -106,6 +117,8 @@ _FAMILIES: dict[str, type[AnyFamily]] = {
     "quasibinomial": QuasiBinomial,
     "gaussianml": GaussianML,
     "gammaml": GammaML,
+    "inversegaussianml": InverseGaussianML,
+    "tweedieml": TweedieML,
     "studentt": StudentT,
     "censorednormal": CensoredNormal,
     "beta": Beta,

@@ -31,17 +31,22 @@ class Family:
         Open interval in which each parameter lives.
     sized : bool
         Whether responses are proportions of a number of trials, `size`.
+    has_expected : bool
+        Whether the expected information of the mean's predictor has a closed form, as
+        in all exponential dispersion families.
     """
 
     name: ClassVar[str]
     predictors: ClassVar[tuple[str, ...]]
     domains: ClassVar[tuple[tuple[float, float], ...]]
     sized: ClassVar[bool] = False
+    has_expected: ClassVar[bool] = False
 
     @property
     def links(self) -> tuple[Link, ...]:
         """Link of every predictor."""
-        return tuple(getattr(self, field) for field in self.link_fields())
+        fields = self.link_fields()[: len(self.predictors)]
+        return tuple(getattr(self, field) for field in fields)
 
     @classmethod
     def link_fields(cls) -> tuple[str, ...]:
@@ -125,6 +130,32 @@ class Family:
         """Return starting intercepts, one per predictor, from the response."""
         raise NotImplementedError
 
+    def expected_information(self, *etas: Tensor) -> Tensor:
+        """Fisher information of the mean's predictor, for one trial.
+
+        Raises
+        ------
+        ValueError
+            For a family without a closed form.
+        """
+        if not self.has_expected:
+            raise ValueError(f"{self.name} has no closed-form expected information")
+        slope = self.links[0].derivative(etas[0])
+        return slope * (slope / self.variance(*etas))
+
+    def _hold(self, parameter: str) -> None:
+        """Drop the predictor of the last parameter, which has a known value."""
+        value = getattr(self, parameter)
+        low, high = self.domains[-1]
+        known = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (known and low < value < high):
+            raise ValueError(
+                f"{self.name} needs {parameter} between {low:g} and {high:g}, or None "
+                f"to estimate it; got {value!r}"
+            )
+        object.__setattr__(self, "predictors", type(self).predictors[:-1])
+        object.__setattr__(self, "domains", type(self).domains[:-1])
+
     def parameters(self, *etas: Tensor) -> tuple[Tensor, ...]:
         """Return the parameters at the linear predictors, each through its link."""
         pairs = zip(self.links, etas, strict=True)
@@ -163,6 +194,7 @@ class ExponentialFamily(Family):
     """
 
     predictors: ClassVar[tuple[str, ...]] = ("mu",)
+    has_expected: ClassVar[bool] = True
     scale: ClassVar[str] = "one"
     has_likelihood: ClassVar[bool] = True
 
@@ -253,6 +285,11 @@ class ExponentialFamily(Family):
         """Fisher information of eta at dispersion one, (d mu / d eta)^2 / V(mu)."""
         slope = self.link.derivative(eta)
         return slope * (slope / self.unit_variance(self.link.inverse(eta)))
+
+    def expected_information(self, *etas: Tensor) -> Tensor:
+        """Return `expected_weight`."""
+        (eta,) = etas
+        return self.expected_weight(eta)
 
     def deviance(self, y: Tensor, mu: Tensor, size: Tensor | None = None) -> Tensor:
         """Deviance of each row at dispersion one, times `size` where it is given."""

@@ -9,9 +9,18 @@ import torch
 from torch import Generator, Tensor
 
 from deepstats.families import base
-from deepstats.families.links import LOGIT, UNIT, Link, get_link, link_names
+from deepstats.families.base import Family
+from deepstats.families.links import (
+    IDENTITY,
+    LOGIT,
+    REAL,
+    UNIT,
+    Link,
+    get_link,
+    link_names,
+)
 
-__all__ = ["Multinomial", "Ordinal"]
+__all__ = ["CumulativeLink", "Multinomial", "Ordinal"]
 
 
 def _check_levels(name: str, levels: int) -> None:
@@ -116,6 +125,48 @@ class Ordinal:
         )
         return torch.where(inner, gap, ends)
 
+    def limits(
+        self, code: Tensor, thresholds: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Lower and upper threshold of each row's level; a neighbour's at the ends.
+
+        Parameters
+        ----------
+        code : Tensor
+        thresholds : tuple of Tensor
+            K - 1, each of a shape that broadcasts with `code`.
+        """
+        code, *each = torch.broadcast_tensors(code, *thresholds)
+        table = torch.stack(each, dim=-1)
+        low = table.gather(-1, (code - 1).clamp(min=0)[..., None])
+        high = table.gather(-1, code.clamp(max=self.levels - 2)[..., None])
+        return low[..., 0], high[..., 0]
+
+    def log_prob_at(self, y: Tensor, *etas: Tensor) -> Tensor:
+        """Point-wise log probability with a predictor for every threshold.
+
+        Parameters
+        ----------
+        y : Tensor
+            Codes.
+        *etas : Tensor
+            The location, then K - 1 thresholds.
+        """
+        code = y.long()
+        low, high = (t - etas[0] for t in self.limits(code, etas[1:]))
+        return self.log_interval(code, low, high)
+
+    def probabilities_at(self, *etas: Tensor) -> Tensor:
+        """Probability of every level, (..., K), with a predictor for every threshold.
+
+        Parameters
+        ----------
+        *etas : Tensor
+            The location, then K - 1 thresholds.
+        """
+        codes = [torch.full_like(etas[0], k) for k in range(self.levels)]
+        return torch.stack([self.log_prob_at(y, *etas) for y in codes], dim=-1).exp()
+
     def log_probabilities(self, eta: Tensor, thresholds: Tensor) -> Tensor:
         """Log probability of every level, shape (..., n, K)."""
         q = thresholds[..., None, :] - eta[..., None]
@@ -144,6 +195,97 @@ class Ordinal:
         """Thresholds of the model without predictors, K - 1 increasing numbers."""
         below = _shares(y, weights, self.levels).cumsum(0)[:-1]
         return tuple(self.link.link(below).tolist())
+
+
+@dataclass(frozen=True)
+class CumulativeLink(Family):
+    """Cumulative link model whose thresholds are predictors: what `Ordinal` is.
+
+    For models that see predictors and not thresholds: ``P(y <= k) = F(eta_(k + 1) -
+    eta_0)`` with eta_0 the location.
+
+    Parameters
+    ----------
+    link : Link or str
+    levels : int
+        Number of ordered levels K, coded 0 .. K - 1.
+    """
+
+    name: ClassVar[str] = "ordinal"
+    has_expected: ClassVar[bool] = True
+    link: Link = LOGIT
+    levels: int = 2
+
+    def __post_init__(self) -> None:
+        """Check the number of levels and the link."""
+        object.__setattr__(self, "link", self.ordinal.link)
+        names = [f"threshold{k}" for k in range(1, self.levels)]
+        object.__setattr__(self, "predictors", ("mu", *names))
+        object.__setattr__(self, "domains", (REAL,) * self.levels)
+
+    @property
+    def ordinal(self) -> Ordinal:
+        """The family of models without random effects."""
+        return Ordinal(self.levels, self.link)
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """Link of the cumulative probabilities; thresholds are as they are."""
+        return (self.link, *(IDENTITY for _ in range(self.levels - 1)))
+
+    def limits(
+        self, code: Tensor, thresholds: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Return `Ordinal.limits`."""
+        return self.ordinal.limits(code, thresholds)
+
+    def _log_prob(self, y: Tensor, *etas: Tensor) -> Tensor:
+        return self.ordinal.log_prob_at(y, *etas)
+
+    def probabilities(self, *etas: Tensor) -> Tensor:
+        """Probability of every level, shape (..., K)."""
+        return self.ordinal.probabilities_at(*etas)
+
+    def expected_information(self, *etas: Tensor) -> Tensor:
+        """Fisher information of the location."""
+        total = torch.zeros_like(etas[0])
+        cuts = [self.link.derivative(t - etas[0]) for t in etas[1:]]
+        ends = [torch.zeros_like(total), *cuts, torch.zeros_like(total)]
+        p = self.probabilities(*etas).unbind(-1)
+        for low, high, share in zip(ends[:-1], ends[1:], p, strict=True):
+            safe = torch.where(share > 0, share, 1.0)
+            total = total + torch.where(share > 0, (high - low) ** 2 / safe, 0.0)
+        return total
+
+    def mean(self, *etas: Tensor) -> Tensor:
+        """Refuse: a category has no mean."""
+        raise ValueError("ordinal: a category has no mean")
+
+    def variance(self, *etas: Tensor, size: Tensor | None = None) -> Tensor:
+        """Refuse: a category has no variance."""
+        raise ValueError("ordinal: a category has no variance")
+
+    def sample(
+        self,
+        *etas: Tensor,
+        generator: Generator | None = None,
+        size: Tensor | None = None,
+    ) -> Tensor:
+        """Draw one code for each location."""
+        self._expect(etas, size)
+        etas = torch.broadcast_tensors(*etas)
+        return _draw(self.probabilities(*etas), generator).to(etas[0].dtype)
+
+    def check(self, y: Tensor, size: Tensor | None = None) -> None:
+        """Refuse codes outside 0 .. K - 1."""
+        self.ordinal.check(y, size)
+
+    def start(
+        self, y: Tensor, weights: Tensor | None = None, size: Tensor | None = None
+    ) -> tuple[float, ...]:
+        """Zero, and thresholds of the observed shares."""
+        self._refuse_size(size)
+        return (0.0, *self.ordinal.start(y, weights))
 
 
 _CUMULATIVE = ("logit", "probit", "cloglog", "loglog", "cauchit")

@@ -11,7 +11,15 @@ from torch import Generator, Tensor
 
 from deepstats.families import base
 from deepstats.families.base import Family
-from deepstats.families.links import IDENTITY, LOG, POSITIVE, REAL, Link
+from deepstats.families.exponential import InverseGaussian
+from deepstats.families.links import (
+    IDENTITY,
+    INVERSE_SQUARED,
+    LOG,
+    POSITIVE,
+    REAL,
+    Link,
+)
 from deepstats.families.special import (
     HALF_LOG_2PI,
     log_rising,
@@ -19,7 +27,7 @@ from deepstats.families.special import (
     stirling_error,
 )
 
-__all__ = ["GammaML", "GaussianML", "StudentT"]
+__all__ = ["GammaML", "GaussianML", "InverseGaussianML", "StudentT"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class GaussianML(Family):
     name: ClassVar[str] = "gaussianml"
     predictors: ClassVar[tuple[str, ...]] = ("mu", "sigma")
     domains: ClassVar = (REAL, POSITIVE)
+    has_expected: ClassVar[bool] = True
     link: Link = IDENTITY
     sigma_link: Link = LOG
 
@@ -94,6 +103,7 @@ class GammaML(Family):
     name: ClassVar[str] = "gammaml"
     predictors: ClassVar[tuple[str, ...]] = ("mu", "shape")
     domains: ClassVar = (POSITIVE, POSITIVE)
+    has_expected: ClassVar[bool] = True
     link: Link = LOG
     shape_link: Link = LOG
 
@@ -146,6 +156,70 @@ class GammaML(Family):
 
 
 @dataclass(frozen=True)
+class InverseGaussianML(Family):
+    """Inverse Gaussian response with predictors for its mean and its dispersion.
+
+    Parameters
+    ----------
+    link, phi_link : Link or str
+        Links of the mean and of the dispersion; the variance is ``phi mu^3``.
+    """
+
+    name: ClassVar[str] = "inversegaussianml"
+    predictors: ClassVar[tuple[str, ...]] = ("mu", "phi")
+    domains: ClassVar = (POSITIVE, POSITIVE)
+    has_expected: ClassVar[bool] = True
+    link: Link = INVERSE_SQUARED
+    phi_link: Link = LOG
+
+    @property
+    def at_one(self) -> InverseGaussian:
+        """The family of generalised linear models."""
+        return InverseGaussian(self.link)
+
+    def _log_prob(self, y: Tensor, *etas: Tensor) -> Tensor:
+        log_phi = self.phi_link.log_inverse(etas[1])
+        kernel = self.at_one.kernel(y, etas[0]) * torch.exp(-log_phi)
+        return kernel - 0.5 * log_phi - 1.5 * torch.log(y) - HALF_LOG_2PI
+
+    def mean(self, *etas: Tensor) -> Tensor:
+        """Return mu."""
+        return self.link.inverse(etas[0])
+
+    def variance(self, *etas: Tensor, size: Tensor | None = None) -> Tensor:
+        """Return phi mu^3."""
+        self._expect(etas, size)
+        mu, phi = self.parameters(*etas)
+        return phi * mu**3
+
+    def sample(
+        self,
+        *etas: Tensor,
+        generator: Generator | None = None,
+        size: Tensor | None = None,
+    ) -> Tensor:
+        """Draw inverse Gaussian responses."""
+        self._expect(etas, size)
+        mu, phi = torch.broadcast_tensors(*self.parameters(*etas))
+        return self.at_one._draw(mu, phi, None, generator)
+
+    def check(self, y: Tensor, size: Tensor | None = None) -> None:
+        """Refuse responses that are not positive."""
+        self.at_one.check(y, size)
+
+    def start(
+        self, y: Tensor, weights: Tensor | None = None, size: Tensor | None = None
+    ) -> tuple[float, ...]:
+        """Mean and dispersion by moments."""
+        self._refuse_size(size)
+        mean, variance = base.moments(y, weights)
+        values = (mean, max(variance, 1e-8 * mean * mean) / mean**3)
+        tensors = (torch.tensor(value, dtype=torch.float64) for value in values)
+        pairs = zip(self.links, tensors, strict=True)
+        return tuple(float(link.link(value)) for link, value in pairs)
+
+
+@dataclass(frozen=True)
 class StudentT(Family):
     """Student's t response with predictors for location, scale and degrees of freedom.
 
@@ -153,6 +227,8 @@ class StudentT(Family):
     ----------
     link, sigma_link, nu_link : Link or str
         Links of the location, the scale and the degrees of freedom.
+    nu : float, optional
+        Degrees of freedom where they are known; by default they are estimated.
 
     References
     ----------
@@ -166,6 +242,20 @@ class StudentT(Family):
     link: Link = IDENTITY
     sigma_link: Link = LOG
     nu_link: Link = LOG
+    nu: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the links; known degrees of freedom have no predictor."""
+        super().__post_init__()
+        if self.nu is not None:
+            self._hold("nu")
+
+    def parameters(self, *etas: Tensor) -> tuple[Tensor, ...]:
+        """Location, scale and degrees of freedom."""
+        found = super().parameters(*etas)
+        if self.nu is None:
+            return found
+        return (*found, torch.full_like(found[1], self.nu))
 
     def _log_prob(self, y: Tensor, *etas: Tensor) -> Tensor:
         mu, sigma, nu = self.parameters(*etas)
@@ -212,8 +302,10 @@ class StudentT(Family):
         """Mean and spread of the response, with eight degrees of freedom."""
         self._refuse_size(size)
         mean, variance = base.moments(y, weights)
-        values = ((math.sqrt(variance) or 1.0) * math.sqrt(6 / 8), 8.0)
+        nu = self.nu or 8.0
+        excess = 1 - 2 / nu if nu > 3 else 1 / 3
+        values = ((math.sqrt(variance) or 1.0) * math.sqrt(excess), nu)
         tensors = (torch.tensor(value, dtype=torch.float64) for value in values)
-        pairs = zip(self.links[1:], tensors, strict=True)
+        pairs = zip(self.links[1:], tensors, strict=False)
         rest = tuple(float(link.link(value)) for link, value in pairs)
         return (base.linked(self.link, mean, self.link.domain), *rest)

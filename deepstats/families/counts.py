@@ -64,6 +64,11 @@ class NegativeBinomial(Family):
         super().__post_init__()
         check_loglike(self.name, self.loglike)
 
+    @property
+    def has_expected(self) -> bool:  # type: ignore[override]
+        """Whether the variance is nb2's: nb1 is no exponential family in its mean."""
+        return self.loglike == "nb2"
+
     def _shape(self, *etas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, squared coefficient of variation a of the mixing gamma, and a mu."""
         mu, alpha = self.parameters(*etas)

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepstats.families.special import log1mexp, log_ndtr
+from deepstats.families.special import horner, log1mexp, log_ndtr
 
 __all__ = [
     "CLogLog",
     "Cauchit",
     "Identity",
+    "Interval",
     "Link",
     "Log",
     "LogLog",
@@ -27,6 +28,21 @@ __all__ = [
 REAL = (-math.inf, math.inf)
 POSITIVE = (0.0, math.inf)
 UNIT = (0.0, 1.0)
+
+
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+def _of_logarithm(value: Tensor, derivatives: Triple) -> Triple:
+    """Differentiate the logarithm of a function with these derivatives."""
+    r, s, t = (d / value for d in derivatives)
+    return r, s - r * r, t - 3 * r * s + 2 * r**3
+
+
+def _mirrored(derivatives: Triple) -> Triple:
+    """Differentiate a function of minus its argument."""
+    one, two, three = derivatives
+    return -one, two, -three
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,10 @@ class Link:
         """Second derivative of the mean in the linear predictor."""
         raise NotImplementedError
 
+    def third_derivative(self, eta: Tensor) -> Tensor:
+        """Third derivative of the mean in the linear predictor."""
+        raise NotImplementedError
+
     def log_inverse(self, eta: Tensor) -> Tensor:
         """Logarithm of the mean, accurate in both tails."""
         return torch.log(self.inverse(eta))
@@ -75,6 +95,21 @@ class Link:
     def log_complement(self, eta: Tensor) -> Tensor:
         """Logarithm of one minus the mean, accurate in both tails."""
         return torch.log1p(-self.inverse(eta))
+
+    def log_derivatives(self, eta: Tensor) -> Triple:
+        """First three derivatives of `log_inverse`, accurate in both tails."""
+        return _of_logarithm(self.inverse(eta), self._derivatives(eta))
+
+    def complement_derivatives(self, eta: Tensor) -> Triple:
+        """First three derivatives of `log_complement`, accurate in both tails."""
+        one, two, three = self._derivatives(eta)
+        return _of_logarithm(1 - self.inverse(eta), (-one, -two, -three))
+
+    def _derivatives(self, eta: Tensor) -> Triple:
+        return (
+            self.derivative(eta), self.second_derivative(eta),
+            self.third_derivative(eta),
+        )  # fmt: skip
 
     def log_difference(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Logarithm of F(upper) - F(lower) where F is the inverse of the link.
@@ -123,6 +158,10 @@ class Identity(Link):
         """Zero everywhere."""
         return torch.zeros_like(eta)
 
+    def third_derivative(self, eta: Tensor) -> Tensor:
+        """Zero everywhere."""
+        return torch.zeros_like(eta)
+
 
 @dataclass(frozen=True)
 class Log(Link):
@@ -156,6 +195,21 @@ class Log(Link):
     def log_complement(self, eta: Tensor) -> Tensor:
         """Return log(1 - exp(eta)), for eta < 0."""
         return log1mexp(-eta)
+
+    def third_derivative(self, eta: Tensor) -> Tensor:
+        """Return exp(eta)."""
+        return torch.exp(eta)
+
+    def log_derivatives(self, eta: Tensor) -> Triple:
+        """One, zero and zero."""
+        zero = torch.zeros_like(eta)
+        return torch.ones_like(eta), zero, zero
+
+    def complement_derivatives(self, eta: Tensor) -> Triple:
+        """Return the derivatives of log(1 - exp(eta))."""
+        odds = 1 / torch.expm1(-eta)
+        two = -odds * (1 + odds)
+        return -odds, two, two * (1 + 2 * odds)
 
 
 @dataclass(frozen=True)
@@ -213,6 +267,60 @@ class Power(Link):
         """Return log(eta) / exponent."""
         return torch.log(eta) / self.exponent
 
+    def third_derivative(self, eta: Tensor) -> Tensor:
+        """Return the third derivative of eta ** (1 / exponent)."""
+        q = 1 / self.exponent
+        return q * (q - 1) * (q - 2) * eta ** (q - 3)
+
+    def log_derivatives(self, eta: Tensor) -> Triple:
+        """Return the derivatives of log(eta) / exponent."""
+        one = 1 / (self.exponent * eta)
+        return one, -one / eta, 2 * one / (eta * eta)
+
+
+@dataclass(frozen=True)
+class Interval(Link):
+    """Log odds of a parameter's place in an interval.
+
+    Parameters
+    ----------
+    low, high : float
+        Its ends.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Name with the ends of the interval."""
+        return f"interval({self.low:g}, {self.high:g})"
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        """The interval."""
+        return self.low, self.high
+
+    def link(self, mu: Tensor) -> Tensor:
+        """Return log((mu - low) / (high - mu))."""
+        return torch.log(mu - self.low) - torch.log(self.high - mu)
+
+    def inverse(self, eta: Tensor) -> Tensor:
+        """Return a point inside the interval."""
+        return self.low + (self.high - self.low) * torch.sigmoid(eta)
+
+    def derivative(self, eta: Tensor) -> Tensor:
+        """Return the logistic density times the width."""
+        return (self.high - self.low) * LOGIT.derivative(eta)
+
+    def second_derivative(self, eta: Tensor) -> Tensor:
+        """Return its derivative."""
+        return (self.high - self.low) * LOGIT.second_derivative(eta)
+
+    def third_derivative(self, eta: Tensor) -> Tensor:
+        """Return its second derivative."""
+        return (self.high - self.low) * LOGIT.third_derivative(eta)
+
 
 @dataclass(frozen=True)
 class Logit(Link):
@@ -242,6 +350,19 @@ class Logit(Link):
         """Return -log(1 + exp(eta))."""
         return torch.nn.functional.logsigmoid(-eta)
 
+    def third_derivative(self, eta: Tensor) -> Tensor:
+        """Return mu (1 - mu) (1 - 6 mu (1 - mu))."""
+        variance = self.derivative(eta)
+        return variance * (1 - 6 * variance)
+
+    def log_derivatives(self, eta: Tensor) -> Triple:
+        """Return 1 - mu, -mu (1 - mu) and its derivative."""
+        return torch.sigmoid(-eta), -self.derivative(eta), -self.second_derivative(eta)
+
+    def complement_derivatives(self, eta: Tensor) -> Triple:
+        """Return -mu, -mu (1 - mu) and its derivative."""
+        return -torch.sigmoid(eta), -self.derivative(eta), -self.second_derivative(eta)
+
     def log_difference(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Logarithm of F(upper) - F(lower), free of cancellation."""
         gap = log1mexp(upper - lower)
@@ -268,6 +389,38 @@ class Probit(Link):
         """Return minus eta times the standard normal density."""
         return -eta * self.derivative(eta)
 
+    def third_derivative(self, eta: Tensor) -> Tensor:
+        """Return eta^2 - 1 times the standard normal density."""
+        return (eta * eta - 1) * self.derivative(eta)
+
+    def log_derivatives(self, eta: Tensor) -> Triple:
+        """Differentiate the logarithm of the normal distribution function.
+
+        References
+        ----------
+        Abramowitz, M. and Stegun, I. (1964). Handbook of mathematical functions,
+        26.2.12, whose logarithm's series is used far to the left.
+        """
+        far = eta < _FAR_LEFT
+        x = torch.where(far, 0.0, eta)
+        h = _inverse_mills(x)
+        d = x + h
+        near = h, -h * d, h * (d * (d + h) - 1)
+        if not bool(far.any()):
+            return near
+        t = -torch.where(far, eta, _FAR_LEFT)
+        v = 1 / (t * t)
+        one, two, three = (horner(v, c) for c in _MILLS)
+        tail = t + (1 + one) / t, (1 + two) * v - 1, (2 + three) * v / t
+        return (
+            torch.where(far, tail[0], near[0]), torch.where(far, tail[1], near[1]),
+            torch.where(far, tail[2], near[2]),
+        )  # fmt: skip
+
+    def complement_derivatives(self, eta: Tensor) -> Triple:
+        """Return the derivatives at minus eta, mirrored."""
+        return _mirrored(self.log_derivatives(-eta))
+
     def log_inverse(self, eta: Tensor) -> Tensor:
         """Return the logarithm of the normal distribution function."""
         return log_ndtr(eta)
@@ -288,10 +441,59 @@ class Probit(Link):
         return torch.where(close, density + torch.log1p(series), apart)
 
 
+#: Where the asymptotic series of the normal tail takes over ...
+_FAR_LEFT = -20.0
+#: ... with log(-x Phi(x) / phi(x)) = sum of c_k / x^2k, and this series' derivatives.
+_C = (
+    -1, 5 / 2, -37 / 3, 353 / 4, -4081 / 5, 55205 / 6, -854197 / 7, 14876033 / 8,
+    -288018721 / 9, 1227782785 / 2,
+)  # fmt: skip
+_MILLS = tuple(
+    (0.0, *(c * factor(2 * k) for k, c in enumerate(_C, start=1)))
+    for factor in (
+        lambda m: m, lambda m: m * (m + 1), lambda m: m * (m + 1) * (m + 2),
+    )
+)  # fmt: skip
+
+
+def _inverse_mills(x: Tensor) -> Tensor:
+    """Divide the normal density by the distribution function, for x > -20 or so."""
+    left = x < -1
+    z = torch.where(left, x, -1.0) * -math.sqrt(0.5)
+    lower = math.sqrt(2 / math.pi) / torch.special.erfcx(z)
+    right = torch.where(left, 0.0, x)
+    upper = torch.exp(-0.5 * right * right) / torch.erfc(-right * math.sqrt(0.5))
+    return torch.where(left, lower, math.sqrt(2 / math.pi) * upper)
+
+
 def _exp(eta: Tensor) -> Tensor:
     # Beyond exp(200) the mean is one to the last digit; powers of a larger number
     # would overflow in derivatives that are zero there.
     return torch.exp(eta.clamp(max=200.0))
+
+
+#: Bernoulli numbers over factorials: w / (exp(w) - 1) as a series in w.
+_TODD = (
+    1.0, -1 / 2, 1 / 12, 0.0, -1 / 720, 0.0, 1 / 30240, 0.0, -1 / 1209600, 0.0,
+    1 / 47900160, 0.0, -691 / 1307674368000,
+)  # fmt: skip
+
+
+def _todd(w: Tensor) -> Triple:
+    """Return w / (exp(w) - 1) and its derivatives in log(w), w > 0."""
+    small = w < 0.3
+    x = torch.where(small, 1.0, w)
+    h = x / torch.expm1(x)
+    two = h * (1 - x - h)
+    three = two * (1 - x - 2 * h) - x * h
+    x = torch.where(small, w, 0.0)
+    series = (
+        horner(x, tuple(c * k**power for k, c in enumerate(_TODD)))
+        for power in range(3)
+    )
+    pairs = zip(series, (h, two, three), strict=True)
+    one, two, three = (torch.where(small, near, far) for near, far in pairs)
+    return one, two, three
 
 
 @dataclass(frozen=True)
@@ -321,6 +523,20 @@ class CLogLog(Link):
     def log_complement(self, eta: Tensor) -> Tensor:
         """Return -exp(eta)."""
         return -torch.exp(eta.clamp(max=709.0))
+
+    def third_derivative(self, eta: Tensor) -> Tensor:
+        """Return (1 - 3 exp(eta) + exp(2 eta)) exp(eta - exp(eta))."""
+        w = _exp(eta)
+        return (1 + w * (w - 3)) * self.derivative(eta)
+
+    def log_derivatives(self, eta: Tensor) -> Triple:
+        """Return w / (exp(w) - 1) and its derivatives, w = exp(eta)."""
+        return _todd(_exp(eta))
+
+    def complement_derivatives(self, eta: Tensor) -> Triple:
+        """Return -exp(eta), three times."""
+        found = self.log_complement(eta)
+        return found, found, found
 
     def log_difference(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Logarithm of F(upper) - F(lower), free of cancellation."""
@@ -358,6 +574,18 @@ class LogLog(Link):
         """Return log(1 - exp(-exp(-eta)))."""
         return CLogLog().log_inverse(-eta)
 
+    def third_derivative(self, eta: Tensor) -> Tensor:
+        """Return the third derivative of exp(-exp(-eta))."""
+        return CLogLog().third_derivative(-eta)
+
+    def log_derivatives(self, eta: Tensor) -> Triple:
+        """Return the derivatives of -exp(-eta)."""
+        return _mirrored(CLogLog().complement_derivatives(-eta))
+
+    def complement_derivatives(self, eta: Tensor) -> Triple:
+        """Return the derivatives of log(1 - exp(-exp(-eta)))."""
+        return _mirrored(CLogLog().log_derivatives(-eta))
+
     def log_difference(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Logarithm of F(upper) - F(lower), free of cancellation."""
         return CLogLog().log_difference(-upper, -lower)
@@ -387,13 +615,22 @@ class Cauchit(Link):
         """Return the logarithm of the Cauchy survival function."""
         return self.log_inverse(-eta)
 
+    def third_derivative(self, eta: Tensor) -> Tensor:
+        """Return the second derivative of the standard Cauchy density."""
+        square = eta * eta
+        return (6 * square - 2) / (math.pi * (1 + square) ** 3)
+
+    def complement_derivatives(self, eta: Tensor) -> Triple:
+        """Return the derivatives at minus eta, mirrored."""
+        return _mirrored(self.log_derivatives(-eta))
+
     def log_difference(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Logarithm of F(upper) - F(lower), free of cancellation."""
         angle = torch.atan2(upper - lower, 1 + upper * lower)
         return torch.log(angle / math.pi)
 
 
-IDENTITY, LOG, LOGIT = Identity(), Log(), Logit()
+IDENTITY, LOG, LOGIT, CLOGLOG = Identity(), Log(), Logit(), CLogLog()
 INVERSE, INVERSE_SQUARED = Power(-1.0), Power(-2.0)
 
 _LINKS: dict[str, Link] = {
@@ -401,7 +638,7 @@ _LINKS: dict[str, Link] = {
     "log": LOG,
     "logit": LOGIT,
     "probit": Probit(),
-    "cloglog": CLogLog(),
+    "cloglog": CLOGLOG,
     "loglog": LogLog(),
     "cauchit": Cauchit(),
     "inverse": INVERSE,

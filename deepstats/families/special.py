@@ -9,6 +9,7 @@ from torch import Tensor
 
 __all__ = [
     "HALF_LOG_2PI",
+    "horner",
     "log1mexp",
     "log1p_ratio",
     "log_add",
@@ -37,7 +38,7 @@ _STIRLING = (
 _SHIFT = 10
 
 
-def _horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+def horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     """Polynomial with the given coefficients, constant first."""
     total = torch.full_like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
@@ -66,7 +67,7 @@ def log1mexp(t: Tensor, log_t: Tensor | None = None) -> Tensor:
     tiny, large = t < 0.02, t > math.log(2)
     log_t = torch.log(t) if log_t is None else log_t
     s = torch.where(tiny, t, 0.01)
-    series = log_t - 0.5 * s + _horner(s * s, (0.0, 1 / 24, -1 / 2880, 1 / 181440))
+    series = log_t - 0.5 * s + horner(s * s, (0.0, 1 / 24, -1 / 2880, 1 / 181440))
     middle = torch.log(-torch.expm1(-torch.where(tiny | large, 0.3, t)))
     right = torch.log1p(-torch.exp(-torch.where(large, t, 1.0)))
     return torch.where(tiny, series, torch.where(large, right, middle))
@@ -76,7 +77,7 @@ def relative_log1p(x: Tensor) -> Tensor:
     """Return log(1 + x) / x - 1 for x >= 0, with exact derivatives at zero."""
     small = x < 0.05
     coefficients = tuple((-1.0) ** k / (k + 1) if k else 0.0 for k in range(15))
-    series = _horner(torch.where(small, x, 0.0), coefficients)
+    series = horner(torch.where(small, x, 0.0), coefficients)
     y = torch.where(small, 1.0, x)
     return torch.where(small, series, torch.log1p(y) / y - 1)
 
@@ -147,7 +148,7 @@ def stirling_error(u: Tensor) -> Tensor:
         - _SHIFT
     )
     v = torch.where(far, u, 1 / shifted)
-    tail = v * _horner(v * v, _STIRLING)
+    tail = v * horner(v * v, _STIRLING)
     return torch.where(far, tail, near + tail)
 
 
@@ -171,7 +172,7 @@ def trigamma(x: Tensor) -> Tensor:
         total += (x + j).pow_(-2)
     u = 1 / (x + _SHIFT)
     square = u * u
-    return total + u + 0.5 * square + u * square * _horner(square, _BERNOULLI)
+    return total + u + 0.5 * square + u * square * horner(square, _BERNOULLI)
 
 
 def log_rising(y: Tensor, a: Tensor) -> Tensor:

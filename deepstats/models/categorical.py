@@ -14,13 +14,21 @@ from torch import Tensor
 from ..design import Batch, Design
 from ..errors import DesignError, ModelError, SeparationWarning
 from ..families import Multinomial, Ordinal
-from ..formula import Formula, Term
-from ..leastsquares import aliased_columns, triangle
+from ..formula import Formula
 from ..likelihood import Point, PredictorLikelihood, pointwise
 from ..parameters import Block, Parameters
 from ..prediction import delta_variance, slopes
 from ..results import Results
 from .base import INTERCEPT
+from .levels import (
+    ALIASED,
+    coded,
+    cuts,
+    ordered,
+    with_constant,
+    without_constant,
+    without_rows,
+)
 from .multipart import MultiPartModel, MultiPartResults
 
 __all__ = [
@@ -30,9 +38,6 @@ __all__ = [
     "mnlogit",
     "ordinal",
 ]
-
-_MOST_LEVELS = 100
-_ROWS = 20_000
 
 
 class CategoricalResults(MultiPartResults):
@@ -247,10 +252,7 @@ class CategoricalModel(MultiPartModel):
 
     def notes(self) -> list[str]:
         """Say which levels do not occur."""
-        if not self.unused:
-            return []
-        names = ", ".join(str(v) for v in self.unused)
-        return [f"Levels of {self.design.y_name} without rows, left out: {names}."]
+        return without_rows(self.design.y_name, self.unused)
 
     def _runaway_text(self, names: str) -> tuple[str, type[Warning]]:
         return (
@@ -267,12 +269,7 @@ class CategoricalModel(MultiPartModel):
                 f"{self.title} has one response, a column of categories; "
                 f"{design.y_name} is several."
             )
-        codes, levels, self.unused = _coded(design.y, design.y_levels, design.y_name)
-        if len(levels) < 2:
-            raise DesignError(
-                f"the response {design.y_name} is always {levels[0]!r}; there is "
-                "nothing to explain."
-            )
+        codes, levels, self.unused = coded(design)
         self.design = self._arranged(replace(design, y=codes), levels)
         if design.n < len(self.parameters):
             raise DesignError(
@@ -321,10 +318,7 @@ class OrdinalModel(CategoricalModel):
         if isinstance(formula, str):
             formula = Formula.parse(formula, functions)
         self._refuse(formula, False)
-        # The intercept makes factors drop a level; its own column goes afterwards.
-        terms = tuple(t for t in formula.rhs.terms if t.factors)
-        formula = replace(formula, rhs=replace(formula.rhs, terms=(Term(()), *terms)))
-        super().__init__(formula, data, parts=(INTERCEPT,), **options)
+        super().__init__(with_constant(formula), data, parts=(INTERCEPT,), **options)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -339,35 +333,23 @@ class OrdinalModel(CategoricalModel):
     @property
     def parameters(self) -> Parameters:
         """Coefficients, then thresholds."""
-        pairs = zip(self.levels[:-1], self.levels[1:], strict=True)
-        labels = tuple(f"{low}|{high}" for low, high in pairs)
         return Parameters(
             (
                 Block("beta", self.design.X.names),
-                Block("thresholds", labels, component="Thresholds"),
+                Block("thresholds", cuts(self.levels), component="Thresholds"),
             )
         )
 
     def _arranged(self, design: Design, levels: tuple[Any, ...]) -> Design:
         self.levels, self.family = levels, Ordinal(len(levels), self._link)
-        names = design.X.names
-        # What is aliased with the constant is aliased with the thresholds. Columns
-        # that are independent in some of the rows are so in all.
-        some = design.every(max(1, design.n // _ROWS)).only(0)
-        gone = aliased_columns(*triangle(some, self.compute))
-        if gone and some.n < design.n:
-            gone = aliased_columns(*triangle(design.only(0), self.compute))
+        keep, gone = without_constant(design, self.compute)
         if gone:
-            self.note_dropped(
-                [names[j] for j in gone],
-                "linear combinations of earlier columns or of the thresholds, dropped.",
-            )
-        keep = [j for j, n in enumerate(names) if n != "Intercept" and j not in gone]
+            self.note_dropped(gone, ALIASED)
         return replace(design.select_columns(keep), has_constant=False)
 
     def headline(self) -> tuple[str, Any]:
         """Return the order of the levels."""
-        return ("Levels", _shortened(" < ".join(str(v) for v in self.levels)))
+        return ("Levels", ordered(self.levels))
 
     def family_text(self) -> str:
         """Return the link."""
@@ -387,19 +369,12 @@ class OrdinalModel(CategoricalModel):
 
     def probabilities(self, *etas: Tensor) -> Tensor:
         """Probability of every level, shape (rows, K)."""
-        q = torch.stack(etas[1:], dim=1) - etas[0][:, None]
-        rows = []
-        for k in range(len(self.levels)):
-            code = torch.full_like(etas[0], k, dtype=torch.long)
-            rows.append(self.family.log_interval(code, *_limits(q, code)).exp())
-        return torch.stack(rows, dim=1)
+        return self.family.probabilities_at(*etas)
 
     def loglik(self, params: dict[str, Tensor], batch: Batch) -> Tensor:
         """Log-likelihood of each row."""
         etas = self.etas(params, batch)
-        code = batch.y.long()
-        q = torch.stack(etas[1:], dim=1) - etas[0][:, None]
-        return self.family.log_interval(code, *_limits(q, code))
+        return self.family.log_prob_at(batch.y, *etas)
 
     def point(
         self, batch: Batch, etas: tuple[Tensor, ...], order: int, information: str
@@ -407,7 +382,8 @@ class OrdinalModel(CategoricalModel):
         """Log-probability and derivatives, by those in the two limits of each row."""
         del information
         code, last = batch.y.long(), len(self.levels) - 1
-        limits = _limits(torch.stack(etas[1:], dim=1) - etas[0][:, None], code)
+        low, high = self.family.limits(code, etas[1:])
+        limits = (low - etas[0], high - etas[0])
 
         def interval(low: Tensor, high: Tensor) -> Tensor:
             return self.family.log_interval(code, low, high)
@@ -574,42 +550,6 @@ class MultinomialModel(CategoricalModel):
             odds = self.family.start(y, self._start_weights(design))
             x[:, names.index("Intercept")] = torch.tensor(odds, dtype=torch.float64)
         return x.reshape(-1)
-
-
-def _limits(q: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower and upper limit of each row's level; those of a neighbour at the ends."""
-    last = q.shape[1] - 1
-    low = q.gather(1, (code - 1).clamp(min=0)[:, None])[:, 0]
-    return low, q.gather(1, code.clamp(max=last)[:, None])[:, 0]
-
-
-def _coded(
-    y: np.ndarray, levels: tuple | None, name: str
-) -> tuple[np.ndarray, tuple[Any, ...], tuple[Any, ...]]:
-    """Codes, levels that occur in order, and levels that do not."""
-    if levels is None:
-        values = np.asarray(y, dtype=np.float64)
-        broken = int((values != np.round(values)).sum())
-        if broken:
-            raise DesignError(
-                f"the response {name} is not categorical: {broken} values are not "
-                "whole numbers. Cut it into categories first."
-            )
-        found, codes = np.unique(values, return_inverse=True)
-        if len(found) > _MOST_LEVELS:
-            raise DesignError(
-                f"the response {name} has {len(found)} different values, more than "
-                f"{_MOST_LEVELS}: merge levels, or use a model of counts or numbers."
-            )
-        return codes.astype(np.float64), tuple(int(v) for v in found), ()
-    used = np.unique(y)
-    place = np.searchsorted(used, y).astype(np.float64)
-    unused = tuple(v for k, v in enumerate(levels) if k not in used)
-    return place, tuple(levels[k] for k in used), unused
-
-
-def _shortened(text: str, width: int = 60) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def ordinal(

@@ -150,7 +150,7 @@ def test_tweedie_is_differentiable_in_the_scale():
 def test_tweedie_series_in_blocks(monkeypatch, blocks):
     family, y = get_family("tweedie"), torch.linspace(0, 9, 40, dtype=torch.float64)
     whole = family.log_prob(y, torch.zeros_like(y), scale=0.5)
-    module = "deepstats.families.exponential._SERIES_ELEMENTS"
+    module = "deepstats.families.tweedie._SERIES_ELEMENTS"
     monkeypatch.setattr(module, blocks)
     again = family.log_prob(y, torch.zeros_like(y), scale=0.5)
     assert torch.allclose(whole, again, rtol=1e-13)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from .levels import MixedOrdinalResults
 from .model import MixedGLM
+from .ordinal import MixedOrdinal, mixed_glm
 from .results import MixedGLMResults
 
-__all__ = ["MixedGLM", "MixedGLMResults"]
+__all__ = [
+    "MixedGLM",
+    "MixedGLMResults",
+    "MixedOrdinal",
+    "MixedOrdinalResults",
+    "mixed_glm",
+]

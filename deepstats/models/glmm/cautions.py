@@ -183,7 +183,7 @@ def _alike_within(results: MixedGLMResults) -> Iterator[str]:
     for j, (random, root) in enumerate(zip(design.random, mixed.roots, strict=True)):
         scaled = np.linalg.solve(mixed.structure.terms[j].U, root)
         codes, m = random.grouping.codes, len(random.grouping)
-        if np.linalg.norm(scaled, 2) < _SPREAD:
+        if random.part or np.linalg.norm(scaled, 2) < _SPREAD:
             continue
         counts = np.bincount(codes, minlength=m)
         none = np.bincount(codes, y == 0, m) == counts

@@ -19,13 +19,13 @@ from ..mixed.comparison import (
     comparison_table,
     criteria,
 )
-from ..mixed.terms import term_contrasts
+from ..mixed.terms import droppable, dropped_table, model_without, term_contrasts
 
 if TYPE_CHECKING:
     from ...results import Results
     from .results import MixedGLMResults
 
-__all__ = ["anova_table", "compare_models", "likelihood_ratio_test"]
+__all__ = ["anova_table", "compare_models", "drop1", "likelihood_ratio_test"]
 
 #: Families a family has at the edge of its range, and the parameters held there.
 _WITHIN: dict[str, dict[str, int]] = {
@@ -139,6 +139,8 @@ def _check_rows(full: MixedGLMResults, other: Results) -> None:
     a, b = (0.0 if d.offset is None else d.offset for d in (one, two))
     if not np.all(np.asarray(a) == np.asarray(b)):
         raise ValueError("the two fits have different offsets.")
+    if full.reml or (hasattr(other, "nagq") and other.reml):
+        _check_restricted(full, other)
     if hasattr(other, "nagq"):
         if (full.nagq, full.model.expected) != (other.nagq, other.model.expected):
             raise ModelError(
@@ -155,6 +157,16 @@ def _check_rows(full: MixedGLMResults, other: Results) -> None:
         raise ModelError(
             f"a {family.name} model estimates its dispersion by moments, not by "
             "maximum likelihood: its likelihood cannot be compared."
+        )
+
+
+def _check_restricted(full: MixedGLMResults, other: Results) -> None:
+    """Refuse restricted likelihoods that integrate over different coefficients."""
+    both = full.reml and getattr(other, "reml", False)
+    if not both or list(full.fe_params.index) != list(other.fe_params.index):
+        raise ModelError(
+            "restricted likelihoods can be compared where both fits have one and the "
+            "same fixed part only; use refit(reml=False) for both."
         )
 
 
@@ -200,6 +212,29 @@ def compare_models(fits: Sequence[Results]) -> pd.DataFrame:
         texts = [f"{i}: {text}" for i, text in enumerate(texts, start=1)]
     rows = [criteria(f, -2 * f.llf, int(f._counted)) for f in fits]
     return comparison_table(rows, texts)
+
+
+def drop1(results: MixedGLMResults) -> pd.DataFrame:
+    """Leave out each term of the mean's fixed part that no other contains.
+
+    Parameters
+    ----------
+    results : MixedGLMResults
+        By maximum likelihood.
+
+    Returns
+    -------
+    DataFrame
+        Columns npar, AIC, LRT, Pr(Chi), as lme4's ``drop1(fit, test="Chisq")``.
+    """
+    full = results.refit(reml=False) if results.reml else results
+    return dropped_table(
+        full,
+        {
+            term.name: model_without(full, term).fit(nagq=full.nagq)
+            for term in droppable(full)
+        },
+    )
 
 
 def anova_table(results: MixedGLMResults, type: int | str = 3) -> pd.DataFrame:

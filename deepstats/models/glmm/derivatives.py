@@ -5,33 +5,56 @@ the predictor with random effects (eta_0), and for every other predictor eta_j t
 derivatives ``F_j``, ``F_0j`` and ``F_00j``. Automatic differentiation gives them for
 any family; for counts and proportions, formulas take a tenth of the time.
 
-Zero-inflated and truncated counts are functions of a count's log-density and of its
-value at zero, so that their derivatives follow by the chain rule.
+They are written once, in parameters that suit them: logarithms of means, shapes and
+dispersions, log odds. Other links follow by the chain rule, from derivatives that links
+know of themselves (`families.links`), and so do zero-inflated and truncated counts,
+functions of a count's log-density and of its value at zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...families import (
     Binomial,
+    CumulativeLink,
     Family,
     GammaML,
     GaussianML,
     HurdleNegativeBinomial,
     HurdlePoisson,
+    InverseGaussianML,
+    Link,
     NegativeBinomial,
     Poisson,
+    StudentT,
+    TweedieML,
     ZeroInflatedNegativeBinomial,
     ZeroInflatedPoisson,
+    ZeroTruncatedNegativeBinomial,
+    ZeroTruncatedPoisson,
 )
 from ...families.special import HALF_LOG_2PI, log1mexp, log_rising, stirling_error
+from ...families.tweedie import tweedie_normaliser
+from .cumulative import Cumulative
+from .jets import (
+    Density,
+    Jet,
+    Map,
+    Other,
+    chained,
+    linked,
+    log_map,
+    mapped,
+    odds_map,
+    real_map,
+)
 
-__all__ = ["Jet", "Other", "closed_form"]
+__all__ = ["closed_form"]
 
 #: Means beyond exp of this are infinite for all that a fit can do with them.
 _MOST = 300.0
@@ -41,94 +64,61 @@ _LARGE = 1e4
 _SHIFT = 10
 
 
-@dataclass(frozen=True, eq=False)
-class Other:
-    """Derivatives in another predictor eta_j; each (n,).
-
-    Attributes
-    ----------
-    one : Tensor
-        ``F_j``.
-    two : Tensor
-        ``F_0j``.
-    three : Tensor
-        ``F_00j``.
-    """
-
-    one: Tensor
-    two: Tensor
-    three: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Jet:
-    """A log-density and its derivatives; each (n,).
-
-    Attributes
-    ----------
-    value, one, two : Tensor
-        F, ``F_0``, ``F_00``.
-    three : Tensor or None
-        ``F_000``; None, with no `others`, where only curvatures are asked for.
-    others : tuple of Other
-        By predictor, without the first.
-    """
-
-    value: Tensor
-    one: Tensor
-    two: Tensor
-    three: Tensor | None = None
-    others: tuple[Other, ...] = ()
-
-    def times(self, factor: Tensor) -> Jet:
-        """Return the derivatives of a multiple."""
-        return Jet(
-            self.value * factor,
-            self.one * factor,
-            self.two * factor,
-            None if self.three is None else self.three * factor,
-            tuple(
-                Other(o.one * factor, o.two * factor, o.three * factor)
-                for o in self.others
-            ),
-        )
-
-
-#: Of the predictors, and whether third derivatives are wanted.
-Density = Callable[[tuple[Tensor, ...], bool], Jet]
-
-
 def closed_form(family: Family, y: Tensor) -> Density | None:
     """Return the derivatives of a family at responses; None where there is no formula.
 
     Of proportions they are those of one trial, without what is free of predictors.
+
+    Parameters
+    ----------
+    family : Family
+        At any links.
+    y : Tensor, shape (n,)
     """
-    links = [link.name for link in family.links]
+    links = family.links
     if isinstance(family, Binomial):
-        return _Logit(y) if links == ["logit"] else None
+        return _Logit(y) if links[0].name == "logit" else _Proportion(y, links[0])
+    if isinstance(family, CumulativeLink):
+        return Cumulative(family, y)
     if isinstance(family, GaussianML):
-        return _Gaussian(y) if links == ["identity", "log"] else None
+        return linked(_Gaussian(y), [real_map(links[0]), log_map(links[1])])
+    if isinstance(family, StudentT):
+        maps = [real_map(links[0]), *map(log_map, links[1:])]
+        return linked(_StudentT(y, family.nu), maps)
     if isinstance(family, GammaML):
-        return _Gamma(y) if links == ["log", "log"] else None
+        return linked(_Gamma(y), [*map(log_map, links)])
+    if isinstance(family, InverseGaussianML):
+        return linked(_InverseGaussian(y), [*map(log_map, links)])
+    if isinstance(family, TweedieML):
+        maps = [*map(log_map, links[:2]), *map(real_map, links[2:])]
+        return linked(_Tweedie(y, family.power), maps)
     if isinstance(family, ZeroInflatedPoisson | ZeroInflatedNegativeBinomial):
-        wanted = ["log", "logit", "log"][: len(links)]
-        return _ZeroInflated(_count(family.count, y)) if links == wanted else None
+        return linked(_ZeroInflated(_count(family.count, y)), _zero_part(links))
     if isinstance(family, HurdlePoisson | HurdleNegativeBinomial):
-        wanted = ["log", "logit", "log"][: len(links)]
-        return _Hurdle(_count(family.count.count, y)) if links == wanted else None
+        return linked(_Hurdle(_count(family.count.count, y)), _zero_part(links))
+    if isinstance(family, ZeroTruncatedPoisson | ZeroTruncatedNegativeBinomial):
+        return _Truncated(_count(family.count, y))
     if isinstance(family, Poisson | NegativeBinomial):
-        return _count(family, y) if set(links) == {"log"} else None
+        return _count(family, y)
     return None
 
 
 def _count(family: Poisson | NegativeBinomial, y: Tensor) -> _Count:
+    found: _Count
     if isinstance(family, Poisson):
-        return _Poisson(y)
-    return _NB2(y) if family.loglike == "nb2" else _NB1(y)
+        found = _Poisson(y)
+    else:
+        found = _NB2(y) if family.loglike == "nb2" else _NB1(y)
+    maps = [*map(log_map, family.links)]
+    return found if maps == [None] * len(maps) else _LinkedCount(found, maps)
 
 
-def _mean(eta: Tensor) -> Tensor:
-    return eta.clamp_max(_MOST).exp()
+def _zero_part(links: Sequence[Link]) -> list[Map | None]:
+    """Map the predictors of a zero part; the counts have maps of their own."""
+    return [odds_map(link) if j == 1 else None for j, link in enumerate(links)]
+
+
+# -- proportions -----------------------------------------------------------------------
 
 
 class _Logit:
@@ -150,6 +140,23 @@ class _Logit:
         return Jet(
             value, self.y - mu, two, two * (1 - 2 * mu) if third else None
         )  # fmt: skip
+
+
+class _Proportion:
+    """Proportions at any link."""
+
+    def __init__(self, y: Tensor, link: Link) -> None:
+        self.y, self.link = y, link
+
+    def __call__(self, etas: tuple[Tensor, ...], third: bool) -> Jet:
+        (eta,), y, no = etas, self.y, 1 - self.y
+        value = y * self.link.log_inverse(eta) + no * self.link.log_complement(eta)
+        up, down = self.link.log_derivatives(eta), self.link.complement_derivatives(eta)
+        one, two, three = (y * a + no * b for a, b in zip(up, down, strict=True))
+        return Jet(value, one, two, three if third else None)
+
+
+# -- continuous responses --------------------------------------------------------------
 
 
 class _Gaussian:
@@ -189,7 +196,118 @@ class _Gamma:
         return Jet(value, one, two, -two, (Other(fit - k * digamma, one, two),))
 
 
+class _InverseGaussian:
+    """Inverse Gaussian responses: logarithms of mean and dispersion."""
+
+    def __init__(self, y: Tensor) -> None:
+        self.y, self.log_y = y, y.log()
+
+    def __call__(self, etas: tuple[Tensor, ...], third: bool) -> Jet:
+        log_ratio = self.log_y - etas[0]
+        ratio, rest = log_ratio.exp(), log_ratio.expm1()
+        scale = (-etas[1]).exp() / self.y
+        kernel, one = -0.5 * rest.square() * scale, ratio * rest * scale
+        value = kernel - 0.5 * etas[1] - 1.5 * self.log_y - HALF_LOG_2PI
+        two = ratio * (1 - 2 * ratio) * scale
+        if not third:
+            return Jet(value, one, two)
+        three = ratio * (4 * ratio - 1) * scale
+        return Jet(value, one, two, three, (Other(-0.5 - kernel, -one, -two),))
+
+
+class _Tweedie:
+    """Tweedie responses: logarithms of mean and dispersion, the power."""
+
+    def __init__(self, y: Tensor, power: float | None) -> None:
+        self.y, self.power = y, power
+        self._at: tuple[Tensor, ...] = ()
+        self._free: tuple[Tensor, ...] = ()
+
+    def __call__(self, etas: tuple[Tensor, ...], third: bool) -> Jet:
+        eta, log_phi = etas[:2]
+        p = etas[2] if self.power is None else torch.full_like(eta, self.power)
+        free = self._normaliser(etas[1:], third)
+        q, r = 1 - p, 2 - p
+        a = self.y * torch.exp(q * eta - log_phi)
+        b = torch.exp(r * eta - log_phi)
+        kernel, one, two = a / q - b / r, a - b, q * a - r * b
+        value = kernel + free[0]
+        if not third:
+            return Jet(value, one, two)
+        others = [Other(free[1] - kernel, -one, -two)]
+        if self.power is None:
+            by_power = a / q**2 - b / r**2 - eta * kernel
+            others.append(
+                Other(by_power + free[2], -eta * one, b - a - eta * two)
+            )  # fmt: skip
+        return Jet(value, one, two, q * q * a - r * r * b, tuple(others))
+
+    def _normaliser(self, others: tuple[Tensor, ...], slopes: bool) -> tuple:
+        """Series of the density, and its slopes in further predictors.
+
+        Free of the mean: summed once while random effects are looked for.
+        """
+        same = len(self._at) and all(
+            a is b for a, b in zip(self._at, others, strict=True)
+        )
+        if not same or (slopes and len(self._free) == 1):
+            self._at, self._free = others, self._summed(others, slopes)
+        return self._free
+
+    def _summed(self, others: tuple[Tensor, ...], slopes: bool) -> tuple:
+        given = tuple(o.detach().clone().requires_grad_(slopes) for o in others)
+        with torch.set_grad_enabled(slopes):
+            power = given[1] if self.power is None else self.power
+            value = tweedie_normaliser(self.y, given[0].exp(), power)
+            if not slopes:
+                return (value,)
+            found = torch.autograd.grad(value.sum(), given)
+        return (value.detach(), *found)
+
+
+class _StudentT:
+    """Student's t: location, logarithms of scale and degrees of freedom."""
+
+    def __init__(self, y: Tensor, nu: float | None) -> None:
+        self.y, self.nu = y, nu
+
+    def __call__(self, etas: tuple[Tensor, ...], third: bool) -> Jet:
+        e, log_sigma = self.y - etas[0], etas[1]
+        log_nu = etas[2] if self.nu is None else torch.full_like(e, self.nu).log()
+        nu = log_nu.exp()
+        spread = (2 * log_sigma + log_nu).exp()
+        square = e * e
+        total = square + spread
+        ratio = square / spread
+        log_ratio = ratio.log1p()
+        half = torch.full_like(e, 0.5)
+        value = (
+            log_rising(half, 2 / nu) - HALF_LOG_2PI - log_sigma
+            - 0.5 * (nu + 1) * log_ratio
+        )  # fmt: skip
+        a, share = (nu + 1) / total, spread / total
+        one, two = a * e, a * (square - spread) / total
+        if not third:
+            return Jet(value, one, two)
+        three = 2 * a * e * (square - 3 * spread) / total.square()
+        by_spread = -one * share, -a * share * (3 * square - spread) / total
+        others = [Other(a * square - 1, 2 * by_spread[0], 2 * by_spread[1])]
+        if self.nu is None:
+            (top,), (bottom,) = (_polygammas((nu + j) / 2, 1) for j in (1, 0))
+            constant = 0.5 * nu * (top - bottom + (1 / nu).log1p()) - 0.5
+            by_nu = constant - 0.5 * nu * log_ratio + 0.5 * a * square
+            share = nu / (nu + 1)
+            others.append(
+                Other(by_nu, share * one + by_spread[0], share * two + by_spread[1])
+            )  # fmt: skip
+        return Jet(value, one, two, three, tuple(others))
+
+
 # -- counts ----------------------------------------------------------------------------
+
+
+def _mean(eta: Tensor) -> Tensor:
+    return eta.clamp_max(_MOST).exp()
 
 
 class _Count:
@@ -233,6 +351,22 @@ class _Poisson(_Count):
     def at_zero(self, etas: tuple[Tensor, ...], third: bool) -> Jet:
         value = -_mean(etas[0])
         return Jet(value, value, value, value if third else None)
+
+
+class _LinkedCount(_Count):
+    """A count at other links."""
+
+    def __init__(self, count: _Count, maps: list[Map | None]) -> None:
+        self.count, self.maps = count, maps
+        self.y, self.zero = count.y, count.zero
+
+    def __call__(self, etas: tuple[Tensor, ...], third: bool) -> Jet:
+        jet = self.count(mapped(etas, self.maps), third)
+        return chained(jet, etas, self.maps, third)
+
+    def at_zero(self, etas: tuple[Tensor, ...], third: bool) -> Jet:
+        jet = self.count.at_zero(mapped(etas, self.maps), third)
+        return chained(jet, etas, self.maps, third)
 
 
 class _NB2(_Count):
@@ -387,18 +521,14 @@ class _ZeroInflated:
         return Jet(value, one, two, three, (inflate, *rest))
 
 
-class _Hurdle:
-    """``log(1 - pi)`` of a zero, ``log pi + log P(y) - log(1 - P(0))`` of others."""
+class _Truncated:
+    """``log P(y) - log(1 - P(0))`` of counts above zero."""
 
     def __init__(self, count: _Count) -> None:
         self.count = count
-        self.positive = (~count.zero).to(count.y.dtype)
 
     def __call__(self, etas: tuple[Tensor, ...], third: bool) -> Jet:
-        counts, zeta = (etas[0], *etas[2:]), etas[1]
-        jet, none = self.count(counts, third), self.count.at_zero(counts, third)
-        logit = torch.nn.functional.logsigmoid
-        part = torch.where(self.count.zero, logit(-zeta), logit(zeta))
+        jet, none = self.count(etas, third), self.count.at_zero(etas, third)
         u = 1 / torch.expm1(-none.value)
         v = u * (1 + u)
         square = none.one.square()
@@ -406,8 +536,7 @@ class _Hurdle:
         one = jet.one + u * none.one
         two = jet.two + v * square + u * none.two
         if not third:
-            found = Jet(value, one, two).times(self.positive)
-            return replace(found, value=found.value + part)
+            return Jet(value, one, two)
         assert jet.three is not None and none.three is not None
         w = v * (1 + 2 * u)
         three = (
@@ -426,7 +555,24 @@ class _Hurdle:
             )
             for o, z in zip(jet.others, none.others, strict=True)
         )
-        found = Jet(value, one, two, three, rest).times(self.positive)
+        return Jet(value, one, two, three, rest)
+
+
+class _Hurdle:
+    """``log(1 - pi)`` of a zero, ``log pi`` and truncated counts of others."""
+
+    def __init__(self, count: _Count) -> None:
+        self.zero, self.counts = count.zero, _Truncated(count)
+        self.positive = (~count.zero).to(count.y.dtype)
+
+    def __call__(self, etas: tuple[Tensor, ...], third: bool) -> Jet:
+        zeta = etas[1]
+        found = self.counts((etas[0], *etas[2:]), third).times(self.positive)
+        logit = torch.nn.functional.logsigmoid
+        part = torch.where(self.zero, logit(-zeta), logit(zeta))
+        found = replace(found, value=found.value + part)
+        if not third:
+            return found
         nothing = torch.zeros_like(zeta)
         hurdle = Other(self.positive - torch.sigmoid(zeta), nothing, nothing)
-        return replace(found, value=found.value + part, others=(hurdle, *found.others))
+        return replace(found, others=(hurdle, *found.others))

@@ -8,6 +8,7 @@ give several.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import pi
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ...errors import ModelError
-from ...families import BetaBinomial, Binomial
+from ...families import BetaBinomial, Binomial, CumulativeLink
 from ...prediction import slopes
 from ..mixed.diagnostics import intraclass, r_squared
-from .forecast import Linear, marginal_moments
+from .forecast import Linear, integrated, marginal_moments
 
 if TYPE_CHECKING:
     from .results import MixedGLMResults
@@ -63,7 +64,8 @@ def residual_variance(results: MixedGLMResults, method: str | None = None) -> fl
     ----------
     results : MixedGLMResults
     method : {"theoretical", "lognormal", "delta", "trigamma"}, optional
-        "theoretical" is that of the latent variable behind a proportion (pi^2 / 3 for
+        "theoretical" is that of the latent variable behind a proportion or an ordered
+        response (pi^2 / 3 for
         the logit), the default for them; "lognormal" ``log(1 + V / mu^2)``, the
         default with a log link, and "trigamma" ``psi'(mu^2 / V)`` are for log links;
         "delta" is ``V / (d mu / d eta)^2``, for all.
@@ -86,11 +88,18 @@ def residual_variance(results: MixedGLMResults, method: str | None = None) -> fl
     """
     family = results.model.family
     link = family.links[0].name
-    binary = isinstance(family, Binomial | BetaBinomial) and link in _LATENT
+    latent = isinstance(family, Binomial | BetaBinomial | CumulativeLink)
+    binary = latent and link in _LATENT
     if method is None:
         method = "theoretical" if binary else "lognormal" if link == "log" else "delta"
     if method not in _METHODS:
         raise ValueError(f"method must be one of {_METHODS}, not {method!r}.")
+    if isinstance(family, CumulativeLink) and not (method == "theoretical" and binary):
+        raise ModelError(
+            f"ordinal responses with the {link} link: method={method!r} needs a mean, "
+            "and a category has none; 'theoretical' is for "
+            f"{', '.join(_LATENT)}."
+        )
     if method == "theoretical":
         if not binary:
             raise ModelError(
@@ -121,12 +130,23 @@ def _at_the_mean(results: MixedGLMResults) -> tuple[float, float, float]:
     v = torch.from_numpy(linear.drawn)
     mean, _ = marginal_moments(family, linear.etas, v, given)
     middle, others = float(mean.mean()), linear.etas[1:]
+    rest = v.clone()
+    rest[0] = 0.0
+
+    def average(function: Callable[..., Tensor], **options: Tensor) -> Callable:
+        """Average a function over the random effects of the other predictors."""
+        if not bool((rest > 0).any()):
+            return partial(function, **options)
+        options = {name: values[:, None] for name, values in options.items()}
+        return lambda *etas: integrated(partial(function, **options), etas, rest)
+
+    mean_at = average(family.mean)
     # The predictor at which the rows have this mean, other predictors as they are.
-    eta = _predictor_of(lambda e: float(family.mean(e, *others).mean()), middle,
+    eta = _predictor_of(lambda e: float(mean_at(e, *others).mean()), middle,
                         linear.etas[0])  # fmt: skip
     options = {} if given is None else {"size": given}
-    variance = float(family.variance(eta, *others, **options).mean())
-    _, by_eta = slopes(family.mean, (eta, *others))
+    variance = float(average(family.variance, **options)(eta, *others).mean())
+    _, by_eta = slopes(mean_at, (eta, *others))
     return middle, variance, float(by_eta[0].mean())
 
 

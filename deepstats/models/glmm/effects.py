@@ -19,6 +19,8 @@ import torch
 from ...columns import Categorical
 from ...errors import ModelError
 from ...expressions import expression_variables
+from ...families import CumulativeLink
+from ...families.links import IDENTITY
 from ...summary import Summary, Table
 from ..mixed.terms import _factors
 
@@ -126,7 +128,8 @@ def marginal_means(
     -----
     Means of the response are the link's inverse of those of the linear predictor, with
     limits carried through it and standard errors by the delta method: of typical
-    groups, and of the conditional part where there are excess zeros.
+    groups, and of the conditional part where there are excess zeros. Ordinal responses
+    have no mean: there it is the location that thresholds cut.
 
     References
     ----------
@@ -149,7 +152,10 @@ def marginal_means(
     link_scale = L @ beta + offset
     covariance = L @ results._cov[:p, :p] @ L.T
     link = results.model.family.links[0]
-    frame = _means_frame(rows, link_scale, covariance, link, alpha)
+    ordinal = isinstance(results.model.family, CumulativeLink)
+    frame = _means_frame(
+        rows, link_scale, covariance, IDENTITY if ordinal else link, alpha
+    )
     contrasts = None
     effect = _RATIOS.get(link.name, "link")
     if pairs:

@@ -7,9 +7,9 @@ all groups; both differ where the link is not linear.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ...compute import one_thread
+from ...compute import Compute, one_thread
+from ...design import Design, RandomTerm
 from ...errors import ModelError
 from ...families import Family
 from ...families.mixtures import Hurdle, TwoPart
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Linear",
+    "blocks",
     "integrated",
     "marginal_moments",
     "predict",
@@ -47,8 +49,9 @@ __all__ = [
     "trials",
 ]
 
-#: Points of Gauss-Hermite quadrature over the variance of a linear predictor.
-_NODES = 40
+#: Points of Gauss-Hermite quadrature over the variance of a linear predictor; for each
+#: of several.
+_NODES, _NODES_EACH = 40, {2: 24, 3: 10}
 #: Draws of a new observation behind a prediction interval, and how many at a time.
 _DRAWS, _ELEMENTS = 2000, 4_000_000
 
@@ -81,7 +84,8 @@ def predict(
         See `predictions`.
     re_form : optional
         None for all random effects, ``"none"`` (or ``"~0"``) for none, or a formula of
-        those to keep, as `mixed.forecast.predict` takes it.
+        those to keep, as `mixed.forecast.predict` takes it: in the predictors of the
+        mean, the zero part and the dispersion alike.
     marginal : bool, default False
         Integrate over the distribution of the random effects that are left out (of
         all, when `re_form` is None) instead of setting them to zero.
@@ -271,27 +275,64 @@ class Linear:
             for m, k in zip(self.data.columns, self.keep, strict=True)
         ]
 
-    def _error(self, new_row: bool) -> _Error:
+    @property
+    def _places(self) -> list[int]:
+        """Predictors with random effects."""
+        return sorted({r.part for r in self.results.model.design.random})
+
+    def _error(self, new_row: bool, keep: list[np.ndarray]) -> _Error:
         """Effects of rows: estimated, and drawn anew; without fixed effects."""
         design = self.data.design
         narrow = replace(
             self.data, design=replace(design, X=design.X.select([])),
             noise=np.zeros(design.n),
         )  # fmt: skip
-        return _Error.build(self.results.mixed, narrow, self.keep, new_row)
+        return _Error.build(self.results.mixed, narrow, keep, new_row)
+
+    def _of(self, parts: set[int], values: list[Any], other: Any) -> list[Any]:
+        """Values by term, another for those of other predictors."""
+        random = self.results.model.design.random
+        return [
+            v if r.part in parts else other for v, r in zip(values, random, strict=True)
+        ]
 
     @cached_property
     def _drawing(self) -> _Error:
-        return self._error(True)
+        return self._error(True, self.keep)
+
+    def _by_part(self, error: _Error) -> np.ndarray:
+        """Variance ``z'Vz`` of the effects that are drawn, by predictor; (J, n)."""
+        point, out = self.results.mixed.point, np.zeros((len(self.etas), self.n))
+        for part in self._places:
+            own = replace(error, drawn=self._of({part}, error.drawn, None))
+            out[part] = own._others(point)
+        return out
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.data.design.n
 
     @cached_property
     def drawn(self) -> np.ndarray:
-        """Variance ``z'Vz`` of all effects that are not kept at their modes; (n,)."""
-        return self._drawing._others(self.results.mixed.point)
+        """Variance ``z'Vz`` of all effects that are not kept at their modes; (J, n)."""
+        return self._by_part(self._drawing)
 
-    def drawn_slopes(self) -> np.ndarray:
+    def drawn_slopes(self) -> dict[int, np.ndarray]:
         """Differentiate `drawn` in the covariance parameters; (n, parameters)."""
-        return variance_slopes(self.results, self._drawing.drawn, len(self.drawn))
+        drawn = self._drawing.drawn
+        return {
+            part: variance_slopes(self.results, self._of({part}, drawn, None), self.n)
+            for part in self._places
+        }
+
+    def _kept(self, *parts: int) -> np.ndarray:
+        """Variance of the effects kept about their modes, of a sum of predictors."""
+        random = self.results.model.design.random
+        keep = [k & (r.part in parts) for k, r in zip(self.keep, random, strict=True)]
+        error = self._error(False, keep)
+        none = replace(error, drawn=[None] * len(error.drawn))
+        return none.variance(self.results.mixed.point)
 
     def parts(self, integrated: bool) -> LinearParts:
         """Uncertainty of the predictors.
@@ -302,10 +343,15 @@ class Linear:
             Whether effects that are not kept are no part of it: those of new levels
             else add their variance.
         """
-        error = self._error(False)
-        extra = error.variance(self.results.mixed.point)
-        if integrated:
-            extra = extra - error._others(self.results.mixed.point)
+        extra = np.zeros((self.n, len(self.etas), len(self.etas)))
+        for number, p in enumerate(self._places):
+            extra[:, p, p] = self._kept(p)
+            for q in self._places[:number]:
+                both = self._kept(p, q) - extra[:, p, p] - extra[:, q, q]
+                extra[:, p, q] = extra[:, q, p] = both / 2
+        if not integrated:
+            new = self._by_part(self._error(False, self.keep))
+            extra += np.einsum("jn,jk->njk", new, np.eye(len(new)))
         return LinearParts.build(
             self.results, self.X, self.data.random, self._columns, extra
         )
@@ -324,19 +370,29 @@ def _etas(
     model, fitted = results.model, results.mixed
     sizes = [m.k for m in model.design.matrices]
     gammas = np.split(results.found.point.gamma, np.cumsum(sizes)[:-1])
-    first = fixed_part(data.design, gammas[0], model.compute)
-    modes = [
-        b * k
-        for r, b, k in zip(data.random, fitted.term_modes, keep, strict=True)
-        if r is not None
-    ]
-    used = tuple(r for r in data.random if r is not None)
-    first += random_part(replace(data.design, random=used), modes, model.compute)
     others = [
         fixed_part(replace(data.design, X=m, parts=(), offset=None), g, model.compute)
         for m, g in zip(data.design.parts[: len(gammas) - 1], gammas[1:], strict=True)
     ]
-    return tuple(torch.from_numpy(eta) for eta in (first, *others))
+    etas = [fixed_part(data.design, gammas[0], model.compute), *others]
+    modes = [b * k for b, k in zip(fitted.term_modes, keep, strict=True)]
+    _add_random(etas, data.design, data.random, modes, model.compute)
+    return tuple(torch.from_numpy(eta) for eta in etas)
+
+
+def _add_random(
+    etas: list[np.ndarray], design: Design, random: Sequence[RandomTerm | None],
+    effects: Sequence[np.ndarray | None], compute: Compute,
+) -> None:  # fmt: skip
+    """Add ``z'b`` of every term to the predictor it belongs to; None leaves it out."""
+    for part in range(len(etas)):
+        used = [
+            (r, b) for r, b in zip(random, effects, strict=True)
+            if r is not None and b is not None and r.part == part
+        ]  # fmt: skip
+        if used:
+            own = replace(design, random=tuple(r for r, _ in used))
+            etas[part] += random_part(own, [b for _, b in used], compute)
 
 
 # -- means over random effects -------------------------------------------------------
@@ -349,52 +405,91 @@ def nodes_and_weights(count: int = _NODES) -> tuple[Tensor, Tensor]:
 
 
 def integrated(function: Function, etas: tuple[Tensor, ...], v: Tensor) -> Tensor:
-    """Average a function over a normal first predictor.
+    """Average a function over predictors that are normal and independent.
 
     Parameters
     ----------
     function : callable
         Of the linear predictors; values (n, points).
     etas : tuple of Tensor, each (n,)
-    v : Tensor, shape (n,)
-        Variance of the first.
+    v : Tensor, shape (J, n)
+        Variance of each.
 
     Returns
     -------
     Tensor, shape (n,)
     """
-    points, weights = nodes_and_weights()
-    # Where the variance is zero its root has no derivative; the mean has one.
-    spread = v.clamp_min(1e-12).sqrt()
-    first = etas[0][:, None] + spread[:, None] * points
-    value = function(first, *(e[:, None] for e in etas[1:]))
-    # What does not depend on the first predictor has a single column.
-    return value.expand(*value.shape[:-1], len(points)) @ weights
+    places = _spread(v)
+    points, weights = nodes_and_weights(_nodes(places))
+    steps = torch.cartesian_prod(*([points] * len(places))).view(-1, len(places))
+    mass = torch.cartesian_prod(*([weights] * len(places))).view(-1, len(places))
+    at = [e[:, None] for e in etas]
+    for place, step in zip(places, steps.T, strict=True):
+        # Where the variance is zero its root has no derivative; the mean has one.
+        at[place] = at[place] + v[place].clamp_min(1e-12).sqrt()[:, None] * step
+    value = function(*at)
+    # What does not depend on a predictor that varies has a single column.
+    return value.expand(*value.shape[:-1], len(steps)) @ mass.prod(1)
+
+
+def _spread(v: Tensor) -> list[int]:
+    """Predictors that vary; the first where none does."""
+    return [j for j, part in enumerate(v) if bool((part > 0).any())] or [0]
+
+
+def _nodes(places: list[int]) -> int:
+    return _NODES if len(places) == 1 else _NODES_EACH[len(places)]
+
+
+def blocks(v: Tensor) -> Iterator[slice]:
+    """Rows that can be integrated at a time.
+
+    Parameters
+    ----------
+    v : Tensor, shape (J, n)
+    """
+    places = _spread(v)
+    step = max(1, _ELEMENTS // _nodes(places) ** len(places))
+    for start in range(0, v.shape[1], step):
+        yield slice(start, start + step)
 
 
 def marginal_moments(
     family: Family, etas: tuple[Tensor, ...], v: Tensor, size: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance of responses over a normal first predictor; each (n,)."""
-    options = {} if size is None else {"size": size[:, None]}
-    mean = integrated(family.mean, etas, v)
-    square = integrated(lambda *e: family.mean(*e) ** 2, etas, v)
-    within = integrated(lambda *e: family.variance(*e, **options), etas, v)
-    return mean, within + (square - mean**2).clamp_min(0.0)
+    """Mean and variance of responses over normal predictors; each (n,)."""
+    found = []
+    for rows in blocks(v):
+        options = {} if size is None else {"size": size[rows, None]}
+        given = tuple(e[rows] for e in etas), v[:, rows]
+        mean = integrated(family.mean, *given)
+        square = integrated(lambda *e: family.mean(*e) ** 2, *given)
+        within = integrated(partial(family.variance, **options), *given)
+        found.append(torch.stack([mean, within + (square - mean**2).clamp_min(0.0)]))
+    mean, variance = torch.cat(found, dim=1)
+    return mean, variance
 
 
 def _with_slopes(
     function: Function, etas: tuple[Tensor, ...], v: np.ndarray | None
-) -> tuple[Tensor, list[np.ndarray], np.ndarray | None]:
-    """Value, its slope in each predictor and, where it is integrated, in v."""
+) -> tuple[Tensor, list[np.ndarray], list[np.ndarray] | None]:
+    """Value, its slope in each predictor and, where it is integrated, in each v."""
     if v is None:
         value, found = slopes(function, etas)
         return value, [s.numpy() for s in found], None
-    value, found = slopes(
-        lambda *given: integrated(function, given[:-1], given[-1]),
-        (*etas, torch.from_numpy(v)),
-    )
-    return value, [s.numpy() for s in found[:-1]], found[-1].numpy()
+    count, parts = len(etas), []
+    variances = torch.from_numpy(v)
+    for rows in blocks(variances):
+        value, found = slopes(
+            lambda *given: integrated(
+                function, given[:count], torch.stack(given[count:])
+            ),
+            (*(e[rows] for e in etas), *variances[:, rows]),
+        )
+        parts.append(torch.stack([value, *found]))
+    value, *rest = torch.cat(parts, dim=1)
+    every = [s.numpy() for s in rest]
+    return value, every[:count], every[count:]
 
 
 # -- intervals -------------------------------------------------------------------------
@@ -402,14 +497,17 @@ def _with_slopes(
 
 def _confidence(
     results: MixedGLMResults, linear: Linear, function: Function, value: Tensor,
-    by_eta: list[np.ndarray], by_v: np.ndarray | None, level: float,
+    by_eta: list[np.ndarray], by_v: list[np.ndarray] | None, level: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Find the standard error and limits of a function of the predictors."""
     from scipy.special import ndtri
 
     q = float(ndtri(0.5 + level / 2))
     parts = linear.parts(by_v is not None)
-    moved = None if by_v is None else by_v[:, None] * linear.drawn_slopes()
+    moved = None
+    if by_v is not None:
+        own = linear.drawn_slopes()
+        moved = sum(by_v[part][:, None] * slope for part, slope in own.items())
     se = np.sqrt(parts.variance(by_eta, moved))
     at = value.numpy()
     used = [j for j, s in enumerate(by_eta) if (s != 0).any()]
@@ -440,7 +538,7 @@ def _observed(
     """Spread and quantiles of new responses, by drawing them."""
     parts = linear.parts(True)
     spread = parts.spread()
-    spread[:, 0, 0] += linear.drawn
+    spread += np.einsum("jn,jk->njk", linear.drawn, np.eye(len(linear.drawn)))
     if not np.isfinite(spread).all():
         nothing = np.full(len(spread), np.nan)
         return nothing, nothing, nothing
@@ -572,5 +670,7 @@ def simulated(
             None if k else generator.standard_normal((len(r.grouping), r.Z.k)) @ root.T
             for k, r, root in zip(kept, design.random, fitted.roots, strict=True)
         ]
-        first = etas[0] + torch.from_numpy(random_part(design, drawn, model.compute))
-        yield family.sample(first, *etas[1:], generator=noise, **options).numpy()
+        moved = [eta.numpy().copy() for eta in etas]
+        _add_random(moved, design, design.random, drawn, model.compute)
+        given = [torch.from_numpy(eta) for eta in moved]
+        yield family.sample(*given, generator=noise, **options).numpy()

@@ -14,6 +14,10 @@ determinant. With D the weights, h_i the leverages ``z_i'(Z'DZ + V^-1)^-1 z_i``,
 
 where c is what Z'g leaves: ``Z'g - Z'DZ (Z'DZ + V^-1)^-1 Z'g``.
 
+Where several predictors p, q, ... have random effects (`mixed.parted`), a row has a
+matrix of weights ``D_pq`` and one of leverages ``h_pq = z_p' (...) z_q``; products of
+the two are summed over all entries, and products with a and g over the predictors.
+
 References
 ----------
 Breslow & Clayton (1993); Skaug & Fournier (2006), Automatic approximation of the
@@ -22,6 +26,7 @@ marginal likelihood in non-Gaussian hierarchical models; Kristensen et al. (2016
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -38,6 +43,9 @@ __all__ = ["TIGHT", "Laplace", "Modes", "Point"]
 #: The search for the modes ends where a step is this short, in standard deviations.
 TIGHT = 1e-10
 _STEPS, _HALVINGS = 100, 30
+#: From this weight of a row on, rounding of its slope is seen in gradients; covariances
+#: worse conditioned than so are left alone.
+_HEAVY, _SINGULAR = 1e5, 1e4
 #: Steps with equations that are held go on where each is shorter than the last by this
 #: share at least, and as long as so many more of them are enough.
 _CONTRACTS, _MORE = 0.3, 5
@@ -61,8 +69,8 @@ class Modes:
         ``b'V^-1 b``.
     factorisation : Factorisation
         Of the equations at the modes.
-    weights : Tensor, shape (n,)
-        Of the equations.
+    weights : Tensor, shape (n,) or (r, r, n)
+        Of the equations; a matrix a row where r predictors have random effects.
     steps : int
     converged : bool
     """
@@ -96,10 +104,34 @@ class _State:
 
 @dataclass(frozen=True, eq=False)
 class _Equations:
-    """Factorised equations of the effects, and the weights they were made with."""
+    """Factorised equations of the effects, and the weights they were made with.
+
+    They are Newton's, whose steps get ever shorter, unless weights are expected ones or
+    were made positive.
+    """
 
     factorisation: Factorisation
     weights: Tensor
+    newton: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """What a gradient is summed from.
+
+    Attributes
+    ----------
+    along : list of Tensor, each (n,)
+        Derivative in every linear predictor, row by row.
+    score : list of Tensor, each (K, m)
+        ``Z'F_0`` by factor.
+    left : list of Tensor, each (K, m)
+        What ``Z'g`` leaves.
+    """
+
+    along: list[Tensor]
+    score: list[Tensor]
+    left: list[Tensor]
 
 
 @dataclass(eq=False)
@@ -153,7 +185,7 @@ class Laplace:
     rows : Reweighted
     density : RowDensity
     X : tuple of Tensor, each (n, p_j)
-        Matrix of every linear predictor; the first has the random effects.
+        Matrix of every linear predictor; ``rows.parts`` have random effects.
     offsets : tuple of Tensor or None, each (n,)
 
     Attributes
@@ -220,13 +252,15 @@ class Laplace:
         fixed = self.predictors(gamma)
         state, settled = self._first(fixed, covariances), False
         if self._held is not None:
-            held = _Equations(self._held.factorisation, self._held.weights)
+            held = _Equations(
+                self._held.factorisation, self._held.weights, not self.density.expected
+            )
             state, settled = self._chords(fixed, state, held, covariances)
         converged = False
         step = 0
         while step < _STEPS:
             step += 1
-            equations = self._equations(state, fixed[0], roots)
+            equations = self._equations(state, fixed, roots)
             if settled:
                 converged = True
                 break
@@ -269,10 +303,17 @@ class Laplace:
         self, fixed: tuple[Tensor, ...], effects: list[Tensor], dual: list[Tensor],
         random: Tensor,
     ) -> _State:  # fmt: skip
-        etas = (fixed[0] + random, *fixed[1:])
+        etas = list(fixed)
+        for p, part in zip(self.rows.parts, self.rows.split(random), strict=True):
+            etas[p] = fixed[p] + part
         return _State(
-            effects, dual, etas, self.density.slopes(etas), _inner(effects, dual)
-        )
+            effects, dual, tuple(etas), self.density.slopes(tuple(etas)),
+            _inner(effects, dual),
+        )  # fmt: skip
+
+    def _random(self, state: _State, fixed: tuple[Tensor, ...]) -> Tensor:
+        """Return what random effects add to the predictors that have them."""
+        return self.rows.stack([state.etas[p] - fixed[p] for p in self.rows.parts])
 
     def _chords(
         self, fixed: tuple[Tensor, ...], state: _State, held: _Equations,
@@ -313,7 +354,7 @@ class Laplace:
             if not (shorter or length <= self.tight):
                 break
             along = self.rows.combine(change)
-            turn = self.rows.gather(held.weights * along)
+            turn = self.rows.gather(self.rows.times(held.weights, along))
             dual = [s - t for s, t in zip(score, turn, strict=True)]
             if covariances is not None:
                 after = self._state(fixed, covariances, dual)
@@ -321,14 +362,14 @@ class Laplace:
                 # Not V times the new c: where rows say much, rounding of c is no small
                 # one of the effects.
                 effects = [b + d for b, d in zip(state.effects, change, strict=True)]
-                random = state.etas[0] - fixed[0] + along
+                random = self._random(state, fixed) + along
                 after = self._at(fixed, effects, dual, random)
             if not after.value <= state.value + 1e-9 * (1 + abs(state.value)):
                 break
             state = after
             # Shares get worse: at first steps mend what parameters have changed.
             known = np.isfinite(last)
-            first = min(10 * max(length, distance), 1.0)
+            first = min(10 * max(length, distance), 1.0) if held.newton else 1.0
             rest = length * (np.sqrt(share) if known else first)
             if rest <= self.tight:
                 return state, True
@@ -340,19 +381,20 @@ class Laplace:
     @staticmethod
     def solve(f: Factorisation, parts: list[Tensor]) -> list[Tensor]:
         """Apply the inverse of equations to one vector, by factor."""
-        products = f.products
-        rhs = products.from_factors([r[:, :, None] for r in parts], f.L.new_zeros(0, 1))
-        return [p[:, :, 0] for p in products.by_factor(f.solve(rhs))]
+        return f.solve_one(parts)
 
     def _equations(
-        self, state: _State, fixed: Tensor, roots: list[np.ndarray]
+        self, state: _State, fixed: tuple[Tensor, ...], roots: list[np.ndarray]
     ) -> _Equations:
         """Factorise at the weights of a state, for the next modes."""
-        slopes, random = state.slopes, state.etas[0] - fixed
-        for weights in (slopes.weight, slopes.positive):
-            found = self._factorise(weights, weights * random + slopes.first, roots)
+        slopes, random = state.slopes, self._random(state, fixed)
+        for name in ("weight", "positive"):
+            weights = getattr(slopes, name)
+            response = self.rows.times(weights, random) + slopes.first
+            found = self._factorise(weights, response, roots)
             if found is not None:
-                return _Equations(found, weights)
+                newton = name == "weight" and not self.density.expected
+                return _Equations(found, weights, newton)
         raise FloatingPointError("the equations of the modes cannot be factorised")
 
     def _newton(
@@ -363,13 +405,16 @@ class Laplace:
         The step is halved until the joint density rises; None where it does not.
         """
         f, w = equations.factorisation, equations.weights
-        b = [p[:, :, 0] for p in f.products.by_factor(f.solution)]
+        pulled = f.products.by_factor(f.products.response)
+        b = self.solve(f, [p[:, :, 0] for p in pulled])
         change = [n - o for n, o in zip(b, state.effects, strict=True)]
-        random = state.etas[0] - fixed[0]
+        random = self._random(state, fixed)
         along = self.rows.combine(change)
-        dual = self.rows.gather(state.slopes.first - w * along)
+        pull = self.rows.times(w, along)
+        dual = self.rows.gather(state.slopes.first - pull)
         turn = [n - o for n, o in zip(dual, state.dual, strict=True)]
-        decrement = float((w * along).dot(along)) + _inner(turn, change)
+        decrement = float(torch.vdot(pull.view(-1), along.view(-1)))
+        decrement += _inner(turn, change)
         if decrement <= self.tight**2:
             return None, decrement
         length, slack = 1.0, 1e-13 * (1 + abs(state.value))
@@ -408,26 +453,96 @@ class Laplace:
 
     def gradient(self, point: Point) -> tuple[np.ndarray, np.ndarray]:
         """Exact derivative in the covariance parameters and in the coefficients."""
-        modes = point.modes
         h, traces, _ = point.inverse
-        turns = point.turns
-        g = h * turns.weight[0]
-        rhs = self.rows.gather(g)
-        a = self.rows.combine(self.solve(self._observed(point), rhs))
+        pieces = self.pieces(point, h, lambda g: self.through(point, g))
+        return self.summed(point, pieces, traces)
+
+    def through(self, point: Point, values: Tensor) -> Tensor:
+        """``Z H^-1 Z'`` times values of rows, H the curvature that moves the modes."""
+        solved = self.solve(self._observed(point), self.rows.gather(values))
+        return self.rows.combine(solved)
+
+    def pieces(
+        self, point: Point, h: Tensor, through: Callable[[Tensor], Tensor]
+    ) -> Pieces:
+        """Find what rows and levels add to the gradient.
+
+        Parameters
+        ----------
+        point : Point
+        h : Tensor, shape (n,)
+            Leverages.
+        through : callable
+            From values of rows to what they move the linear predictor by.
+        """
+        turns, rows = point.turns, self.rows
+        slopes, score = turns.first, point.modes.slopes.first
+        shift = self._rounding(point)
+        if shift is not None:
+            slopes = tuple(
+                f + shift * s for f, s in zip(slopes, turns.second, strict=True)
+            )
+            score = slopes[rows.parts[0]]
+        bends = [rows.total(h * w) for w in turns.weight]
+        g = rows.stack([bends[p] for p in rows.parts])
+        a = through(g)
         # What Z'g leaves; minus F_00 are the weights by which the modes move.
-        c = self.rows.gather(g + turns.second[0] * a)
-        score = self.rows.gather(modes.slopes.first)
+        moved = [
+            turns.second[p] * part
+            for p, part in zip(rows.parts, rows.split(a), strict=True)
+        ]
+        along = [
+            bend + rows.total(a * second) - 2 * first
+            for first, second, bend in zip(slopes, turns.second, bends, strict=True)
+        ]
+        return Pieces(along, rows.gather(score), rows.gather(g + sum(moved)))
+
+    def _rounding(self, point: Point) -> Tensor | None:
+        """How far linear predictors are from the modes, for rounding; (n,).
+
+        Counts of 1e7 and more have slopes ``y - mu`` of which rounding leaves nine
+        digits, and sums of them, small as the effects' duals, fewer. The effects
+        themselves have all: ``Z'F_0 = V^-1 b`` says by how much slopes are off. None
+        where weights are not so large, or where V is near singular.
+        """
+        weights, roots = point.modes.weights, self.structure.roots(point.x)
+        if weights.dim() > 1 or self.density.expected:
+            return None
+        if not float(weights.max()) > _HEAVY:
+            return None
+        if any(np.linalg.cond(root) > _SINGULAR for root in roots):
+            return None
+        score = self.rows.gather(point.modes.slopes.first)
+        left = []
+        for s, b, root in zip(score, point.modes.effects, roots, strict=True):
+            V = torch.from_numpy(root @ root.T).to(b)
+            left.append(s - torch.linalg.solve(V, b))
+        return self.rows.combine(self.solve(point.modes.factorisation, left))
+
+    def summed(
+        self, point: Point, pieces: Pieces, traces: list[Tensor], skip: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Add up the pieces of a gradient.
+
+        Parameters
+        ----------
+        point : Point
+        pieces : Pieces
+        traces : list of Tensor, each (K, K)
+            What the determinant adds to the derivative in each factor's covariance.
+        skip : int, default 0
+            Linear predictors whose coefficients are left out.
+        """
         G = []
-        for trace, s, one in zip(traces, score, c, strict=True):
+        for trace, s, one in zip(traces, pieces.score, pieces.left, strict=True):
             cross = one @ s.T
             G.append((trace - s @ s.T + (cross + cross.T) / 2).cpu().numpy())
         coefficients = [
-            (x.T @ (h * w + a * second - 2 * first)).cpu().numpy()
-            for x, first, second, w in zip(
-                self.X, turns.first, turns.second, turns.weight, strict=True
-            )
+            (x.T @ along).cpu().numpy()
+            for x, along in zip(self.X[skip:], pieces.along[skip:], strict=True)
         ]
-        return self.structure.gradient(point.x, G), np.concatenate(coefficients)
+        by_x = self.structure.gradient(point.x, G)
+        return by_x, np.concatenate([np.zeros(0), *coefficients])
 
     def _observed(self, point: Point) -> Factorisation:
         """Equations with observed weights: those by which the modes move."""

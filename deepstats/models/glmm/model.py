@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,12 @@ from ...families import (
     GammaML,
     Gaussian,
     GaussianML,
+    Interval,
+    InverseGaussian,
+    InverseGaussianML,
+    StudentT,
+    Tweedie,
+    TweedieML,
     get_family,
 )
 from ...formula import Formula, Rhs
@@ -32,29 +39,55 @@ from ..base import INTERCEPT, RegressionModel
 from ..mixed.model import (
     check_columns,
     check_distinct,
+    check_structure,
     parameters_of,
     without_groups,
 )
+from ..mixed.parted import Parted
 from ..mixed.reweighted import Reweighted
 from ..mixed.rows import random_columns
 from ..mixed.structure import Structure
+from ..mixed.variational import METHODS
 from .cautions import cautions_of
+from .joint import JointDensity
 from .laplace import Laplace
 from .quadrature import Quadrature
+from .restricted import find
 from .results import MixedGLMResults
 from .rows import RowDensity
-from .search import Found, minimise
+from .search import Found
 
 __all__ = ["MixedGLM"]
 
-#: Relative variance of every standardised effect where the search begins.
-_START = 0.5
 #: Parameters that are about zeros.
 _ZERO = ("inflate", "zero")
 #: What to fit in place of a family without a likelihood.
 _INSTEAD = {"quasipoisson": "nb1 or nb2", "quasibinomial": "betabinomial"}
+#: Families whose dispersion is estimated, as those that estimate it by likelihood.
+_ESTIMATED: dict[type, Any] = {
+    Gaussian: GaussianML, Gamma: GammaML, InverseGaussian: InverseGaussianML,
+}  # fmt: skip
 #: Families of categories, by name: they would ask for a number of levels first.
 _CATEGORICAL = ("ordinal", "multinomial", "mnlogit")
+
+
+class Pieces(NamedTuple):
+    """What a criterion is made of.
+
+    Attributes
+    ----------
+    structure : Structure
+    given : tuple
+        Family, responses, trials, prior weights.
+    X : tuple of Tensor, each (n, p_j)
+        Matrix of every linear predictor.
+    offsets : tuple of Tensor or None
+    """
+
+    structure: Structure
+    given: tuple[Family, Tensor, Tensor | None, Tensor | None]
+    X: tuple[Tensor, ...]
+    offsets: tuple[Tensor | None, ...]
 
 
 class MixedGLM(RegressionModel):
@@ -67,15 +100,16 @@ class MixedGLM(RegressionModel):
         number of random-effects terms, nested or crossed.
     data : frame or mapping
     family : str or Family, default "binomial"
-        "binomial", "poisson", "nb2", "nb1", "gamma", "beta", "betabinomial", "zip",
-        "zinb", "hurdle", "hurdlenb", "t", "gaussian" ...
+        "binomial", "poisson", "nb2", "nb1", "gamma", "inversegaussian", "tweedie",
+        "beta", "betabinomial", "zip", "zinb", "hurdle", "hurdlenb", "t", "gaussian"
+        ... Known parameters as fields: ``get_family("t", nu=4)``.
     link : str or Link, optional
     zi_formula : str, optional
         Right-hand side of the zero part of zero-inflated and hurdle families, by
-        default ``"~ 1"``.
+        default ``"~ 1"``; it may have random effects of its own, ``"~ x + (1 | g)"``.
     disp_formula : str, optional
         Right-hand side of the dispersion's predictor (its logarithm), by default
-        ``"~ 1"``.
+        ``"~ 1"``; it too may have random effects. They are independent of the mean's.
     information : {"observed", "expected"}, default "observed"
         Which information stands in Laplace's determinant: observed as in TMB, expected
         as in lme4. They are one for canonical links.
@@ -112,17 +146,18 @@ class MixedGLM(RegressionModel):
         self.expected = self._reads(information)
         self._check_parts(zi_formula, disp_formula)
         functions = tuple(context or ())
-        parts = [
+        self._parts = [
             self._part(name, zi_formula, disp_formula, functions)
             for name in self.family.predictors[1:]
         ]
         super().__init__(
             formula, data, weights=weights, offset=offset, exposure=exposure,
-            parts=parts, na_action=na_action, context=context, device=device,
+            parts=self._parts, na_action=na_action, context=context, device=device,
             dtype=dtype,
         )  # fmt: skip
         if self.compute.dtype != torch.float64:
             raise ModelError("mixed models are computed in float64.")
+        self.design = replace(self.design, random=tuple(self._labelled()))
         self._check_groups()
 
     # -- what it is --------------------------------------------------------------------
@@ -132,7 +167,7 @@ class MixedGLM(RegressionModel):
             raise ValueError(
                 f"information must be 'observed' or 'expected', not {information!r}."
             )
-        if information == "expected" and not isinstance(self.family, ExponentialFamily):
+        if information == "expected" and not self.family.has_expected:
             raise ModelError(
                 f"{self.given} has no closed-form expected information here; use "
                 "'observed'."
@@ -165,17 +200,16 @@ class MixedGLM(RegressionModel):
         if given is None:
             return INTERCEPT
         part = Rhs.parse(given, functions)
-        if part.groups:
-            raise ModelError(
-                f"{given!r}: random effects of the zero part or of the dispersion are "
-                "not in this version; leave (… | …) out."
-            )
         if part.calls or part.offsets or not part.terms:
-            raise ModelError(f"{given!r} takes plain terms only.")
+            raise ModelError(
+                f"{given!r} takes plain terms and random effects, (1 | g), only; an "
+                "intercept at least."
+            )
         return part
 
     def _refuse(self, formula: Formula, absorb: bool) -> None:
-        if not formula.rhs.groups and formula.call is None:
+        random = formula.rhs.groups or any(p.groups for p in self._parts)
+        if not random and formula.call is None:
             raise ModelError(
                 f"{formula.text!r} has no random effects such as (1 | g); use ds.glm "
                 "for a model without."
@@ -200,16 +234,29 @@ class MixedGLM(RegressionModel):
                 "explain."
             )
 
-    def _check_groups(self) -> None:
-        check_distinct(self.design.random)
+    def _labelled(self) -> Iterator[RandomTerm]:
+        """Name random effects of further predictors by the parameter they are of."""
+        names = self.family.predictors
         for random in self.design.random:
-            if len(random.grouping) < 2:
+            label = names[random.part] if random.part else ""
+            yield replace(random, label=label)
+
+    def _check_groups(self) -> None:
+        every = self.design.random
+        for part in self.layout:
+            check_distinct([r for r in every if r.part == part])
+        for random in every:
+            check_structure(random, self.compute)
+            plain = random.term.structure in ("us", "diag")
+            if len(random.grouping) < 2 and plain:
                 raise DesignError(
                     f"{random.grouping.name} in {random.term.text} has one level; its "
                     "variance cannot be estimated."
                 )
-            if isinstance(self.family, GaussianML) and (
-                len(random.grouping) >= self.design.n
+            if (
+                isinstance(self.family, GaussianML)
+                and random.part == 0
+                and len(random.grouping) >= self.design.n
             ):
                 raise DesignError(
                     f"{random.grouping.name} in {random.term.text} has as many levels "
@@ -228,10 +275,14 @@ class MixedGLM(RegressionModel):
         blocks = [Block("beta", self.design.X.names)]
         names = self.family.predictors[1:]
         links = self.family.links[1:]
+        random = {r.label for r in self.design.random}
         for name, link, part in zip(names, links, self.design.parts, strict=True):
             alone = part.names == ("Intercept",) and link.name == "log"
+            alone = alone and name not in random
             if alone and name not in _ZERO:
                 blocks.append(Block(name, (name,), positive=True))
+            elif isinstance(link, Interval) and part.names == ("Intercept",):
+                blocks.append(Block(name, (name,), interval=link.domain))
             else:
                 labels = tuple(f"{name}:{c}" for c in part.names)
                 blocks.append(Block(name, labels, component=name))
@@ -262,6 +313,12 @@ class MixedGLM(RegressionModel):
         self,
         *,
         nagq: int = 1,
+        reml: bool = False,
+        method: str = "laplace",
+        unfactorised: int | str | Sequence[str] | None = None,
+        expectation: str = "auto",
+        cov_type: str = "nonrobust",
+        cov_kwds: Mapping[str, Any] | None = None,
         start: Mapping[str, float] | Sequence[float] | None = None,
         maxiter: int = 100,
         tol: float = 1e-5,
@@ -273,6 +330,21 @@ class MixedGLM(RegressionModel):
         ----------
         nagq : int, default 1
             Points of adaptive Gauss-Hermite quadrature; 1 is Laplace's method.
+        reml : bool, default False
+            Integrate the mean's coefficients out too, by Laplace's method, as
+            glmmTMB's REML: variances are less biased in small samples.
+        method : {"laplace", "vi", "mf-vi"}
+            "vi" is partially factorised variational inference, for crossed factors
+            with very many levels; "mf-vi" mean field, whose standard errors are wrong.
+            See `variational`.
+        unfactorised : int, str or sequence of str, optional
+            With "vi", the most effects of small factors that are kept together with the
+            fixed effects (100), or the names of these factors.
+        expectation : {"auto", "polya-gamma", "quadrature"}
+            Of variational methods: how rows' log-densities are averaged over the random
+            effects; see `variational.expectation`.
+        cov_type, cov_kwds
+            Of the standard errors; see `MixedGLMResults.get_robustcov_results`.
         start : sequence of float or mapping, optional
             Relative covariance parameters to begin from, as `theta`.
         maxiter : int, default 100
@@ -284,10 +356,12 @@ class MixedGLM(RegressionModel):
         Returns
         -------
         MixedGLMResults
+            A `VariationalGLMResults` where the method is variational.
 
         Warns
         -----
-        SingularFitWarning, SeparationWarning, BoundaryWarning, ConvergenceWarning
+        SingularFitWarning, SeparationWarning, BoundaryWarning, ConvergenceWarning,
+        MeanFieldWarning
         """
         if isinstance(nagq, bool) or not (isinstance(nagq, Integral) and nagq >= 1):
             raise ValueError(f"nagq must be a whole number >= 1, not {nagq!r}.")
@@ -296,15 +370,52 @@ class MixedGLM(RegressionModel):
         if not (isinstance(tol, Real) and 0 < tol < np.inf):
             raise ValueError(f"tol must be a positive number; not {tol!r}.")
         self.cautions = ()
+        if method not in ("laplace", *METHODS):
+            raise ValueError(
+                f"method must be laplace, {' or '.join(METHODS)}; not {method!r}."
+            )
+        if method != "laplace":
+            if nagq > 1 or reml or cov_type != "nonrobust" or cov_kwds:
+                raise ModelError(
+                    f"method={method!r} takes no nagq=, reml= or cov_type=: it has a "
+                    "bound of the likelihood, not the likelihood."
+                )
+            return self._variational(
+                METHODS[method], unfactorised, expectation, start, maxiter, tol, disp
+            )
+        if unfactorised is not None or expectation != "auto":
+            raise ValueError('unfactorised= and expectation= go with method="vi".')
         gamma = self._fixed()
         laplace = self.laplace(int(nagq))
-        x = self._start(laplace.structure, start)
-        found = minimise(laplace, x, gamma, tolerance=tol, max_iterations=maxiter)
+        x = None if start is None else parameters_of(laplace.structure, start)
+        found = find(
+            laplace, x, gamma, reml=bool(reml), tolerance=tol, max_iterations=maxiter,
+            unit=self._variance(laplace, gamma),
+        )  # fmt: skip
         if disp:
             print(
                 f"{self.title}: {found.message} after {found.iterations} steps, "
                 f"{found.evaluations} evaluations."
             )
+        results = self.reported(found)
+        if cov_type == "nonrobust" and not cov_kwds:
+            return results
+        return results.get_robustcov_results(cov_type, **(cov_kwds or {}))
+
+    def _variational(
+        self, mean_field: bool, unfactorised: Any, expectation: str, start: Any,
+        maxiter: int, tol: float, disp: bool | int,
+    ) -> MixedGLMResults:  # fmt: skip
+        """Maximise a bound in place of the likelihood."""
+        from .variational_results import fit_variational
+
+        return fit_variational(
+            self, mean_field, unfactorised, expectation, start=start,
+            maxiter=maxiter, tol=tol, disp=bool(disp),
+        )  # fmt: skip
+
+    def reported(self, found: Found) -> MixedGLMResults:
+        """Label a fit, and warn of what it has to be warned of."""
         for text, category in cautions_of(self.results(found), found):
             if category is ConvergenceWarning:
                 caution(text, category)
@@ -326,8 +437,8 @@ class MixedGLM(RegressionModel):
         x = found.x if bool(torch.isfinite(found.x).all()) else start
         return x.cpu().numpy().clip(-15, 15) if not found.converged else x.cpu().numpy()
 
-    def laplace(self, nagq: int = 1) -> Laplace:
-        """Return the criterion: by quadrature where `nagq` is more than one."""
+    def pieces(self) -> Pieces:
+        """Return what every criterion is made of."""
         compute, design = self.compute, self.design
 
         def tensor(values: np.ndarray | None) -> Tensor | None:
@@ -336,14 +447,23 @@ class MixedGLM(RegressionModel):
         structure = Structure.build(
             design.random, [self._gram(r) for r in design.random]
         )
-        rows = Reweighted(design, structure, compute)
         y = tensor(design.y)
         assert y is not None
-        density = RowDensity(
-            self.family, y, tensor(design.size), tensor(design.weights), self.expected
-        )
+        given = (self.family, y, tensor(design.size), tensor(design.weights))
         X = tuple(m.to_dense(compute) for m in design.matrices)
         offsets = (tensor(design.offset), *(None for _ in design.parts))
+        return Pieces(structure, given, X, offsets)
+
+    def laplace(self, nagq: int = 1) -> Laplace:
+        """Return the criterion: by quadrature where `nagq` is more than one."""
+        compute, design = self.compute, self.design
+        structure, given, X, offsets = self.pieces()
+        if any(r.part for r in design.random):
+            rows: Reweighted = Parted(design, structure, compute)
+            density: RowDensity = JointDensity(*given, rows.parts)
+        else:
+            rows = Reweighted(design, structure, compute)
+            density = RowDensity(*given, self.expected)
         if nagq > 1:
             return Quadrature(rows, density, X, offsets, nagq)
         return Laplace(rows, density, X, offsets)
@@ -360,17 +480,20 @@ class MixedGLM(RegressionModel):
         check_columns(random, gram)
         return gram
 
-    def _start(self, structure: Structure, start: Any) -> np.ndarray:
-        if start is not None:
-            return parameters_of(structure, start)
-        x = np.zeros(structure.size)
-        for term in structure.terms:
-            if term.variances:
-                x[term.params] = _START
-            else:
-                r, c = term.triangle
-                x[term.params] = np.where(r == c, np.sqrt(_START), 0.0)
-        return x
+    def _variance(self, laplace: Laplace, gamma: np.ndarray) -> float:
+        """Return what a unit of variance is.
+
+        That of the rows where the mean is on its own scale, that of a logarithm's unit
+        where a positive mean has another link; else one.
+        """
+        etas, link = laplace.predictors(gamma), self.family.links[0]
+        if isinstance(self.family, GaussianML | StudentT) and link.name == "identity":
+            return float(torch.exp(2 * etas[1].mean()))
+        if self.family.domains[0] != (0.0, np.inf) or link.name == "log":
+            return 1.0
+        slopes = link.log_derivatives(etas[0])[0]
+        found = float(slopes.square().reciprocal().nanmedian())
+        return found if 0 < found < np.inf else 1.0
 
     def results(self, found: Found) -> MixedGLMResults:
         """Label a fit."""
@@ -386,7 +509,7 @@ class MixedGLM(RegressionModel):
             iterations=found.iterations, gradient_norm=found.decrement,
             message=found.message, notes=(*self.dropped, *self.cautions),
         )  # fmt: skip
-        return MixedGLMResults(self, fit, found, cov)
+        return self.results_class(self, fit, found, cov)
 
 
 def _inverse(H: np.ndarray) -> np.ndarray:
@@ -402,21 +525,26 @@ def _inverse(H: np.ndarray) -> np.ndarray:
 def _families(family: str | Family, link: Any) -> tuple[str, Family]:
     """Name of the family asked for, and the one whose every parameter is estimated."""
     if isinstance(family, str) and family.lower() in _CATEGORICAL:
-        raise ModelError(f"{family} mixed models are not in this version.")
+        raise ModelError(_of_categories(family.lower()))
     found = get_family(family, link=link)
     if not isinstance(found, Family):
-        raise ModelError(f"{found.name} mixed models are not in this version.")
+        raise ModelError(_of_categories(found.name))
     name = found.name
-    if isinstance(found, Gaussian):
-        return name, GaussianML(found.link)
-    if isinstance(found, Gamma):
-        return name, GammaML(found.link)
-    if isinstance(found, ExponentialFamily):
-        if not found.has_likelihood:
-            raise ModelError(
-                f"{name} has no likelihood, which random effects need; use "
-                f"{_INSTEAD.get(name, 'a family that has one')}."
-            )
-        if found.scale != "one":
-            raise ModelError(f"{name} mixed models are not in this version.")
+    if isinstance(found, Tweedie):
+        # A name says nothing of the power; an instance has one.
+        power = None if isinstance(family, str) else found.power
+        return name, TweedieML(found.link, power=power)
+    if type(found) in _ESTIMATED:
+        return name, _ESTIMATED[type(found)](found.link)
+    if isinstance(found, ExponentialFamily) and not found.has_likelihood:
+        raise ModelError(
+            f"{name} has no likelihood, which random effects need; use "
+            f"{_INSTEAD.get(name, 'a family that has one')}."
+        )
     return name, found
+
+
+def _of_categories(name: str) -> str:
+    if name == "ordinal":
+        return "for ordinal responses use ds.glmer, or MixedOrdinal."
+    return f"{name} mixed models are not in this version."

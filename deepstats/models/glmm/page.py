@@ -23,6 +23,7 @@ _NAMES = {
     "beta-binomial", "gaussianml": "gaussian", "gammaml": "gamma", "studentt":
     "Student t", "zerotruncatedpoisson": "truncated Poisson",
     "zerotruncatednegativebinomial": "truncated NB",
+    "inversegaussianml": "inverse gaussian", "tweedieml": "tweedie",
 }  # fmt: skip
 #: Captions of the coefficients of a further linear predictor.
 _CAPTIONS = {
@@ -99,6 +100,8 @@ def _header(results: MixedGLMResults) -> list[tuple[str, Any]]:
 
 def _method(results: MixedGLMResults) -> str:
     points = results.nagq
+    if results.reml:
+        return "REML, Laplace"
     if points > 1:
         return f"ML, adaptive quadrature, {points} points"
     return "ML, Laplace (expected)" if results.model.expected else "ML, Laplace"
@@ -111,7 +114,9 @@ def _coefficient_table(results: MixedGLMResults, alpha: float) -> Table:
     labels = [n.removeprefix(f"{b.name}:") for b in blocks for n in b.labels]
     parts = [c for c, b in zip(captions, blocks, strict=True) for _ in b.labels]
     # That a dispersion is zero is no hypothesis for a z test.
-    tested = np.array([np.nan if b.positive else 1.0 for b in blocks for _ in b.labels])
+    tested = np.array([
+        np.nan if b.positive or b.interval else 1.0 for b in blocks for _ in b.labels
+    ])  # fmt: skip
     columns = [
         pd.Series(values.to_numpy() * times, labels)
         for values, times in (
@@ -127,8 +132,11 @@ def _coefficient_table(results: MixedGLMResults, alpha: float) -> Table:
 
 def _caption(results: MixedGLMResults, number: int, block: Any) -> str:
     link = results.model.family.links[number].name
+    if block.component == "Thresholds":
+        return "Thresholds"
     if number == 0:
         return f"Conditional model ({link})"
     if block.name in _CAPTIONS:
         return _CAPTIONS[block.name].format(link=link)
-    return "Dispersion" if block.positive else f"Dispersion part: {block.name} ({link})"
+    single = block.positive or block.interval is not None
+    return "Dispersion" if single else f"Dispersion part: {block.name} ({link})"

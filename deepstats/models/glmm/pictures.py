@@ -13,7 +13,7 @@ import numpy as np
 
 from ...plots import _axes, _draw_quantiles, _order_statistics, _pyplot
 from ..mixed.pictures import Pictures as MixedPictures
-from .residuals import draw_against, plot_residuals
+from .residuals import draw_against, plot_residuals, predicted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ class Pictures(MixedPictures):
         Axes
         """
         values = self.results.resid_quantile(seed).to_numpy()
-        fitted = self.results.predict(marginal=True).to_numpy()
+        fitted = predicted(self.results)
         if scale_location:
             values = np.sqrt(np.abs(values))
         ax = draw_against(_axes(ax, (5.2, 3.8)), fitted, values, self.results)

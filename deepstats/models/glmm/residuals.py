@@ -15,6 +15,7 @@ Graphical Statistics 5. Hartig (2022), DHARMa: residual diagnostics for hierarch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,21 +28,35 @@ from ...compute import one_thread
 from ...errors import ModelError
 from ...families import (
     Beta,
+    CumulativeLink,
     ExponentialFamily,
     Family,
     Gamma,
     GammaML,
     Gaussian,
     GaussianML,
+    InverseGaussian,
+    InverseGaussianML,
     NegativeBinomial,
     NegativeBinomialFixed,
     Poisson,
     StudentT,
+    Tweedie,
+    TweedieML,
     ZeroTruncatedNegativeBinomial,
     ZeroTruncatedPoisson,
 )
 from ...families.mixtures import TwoPart
-from .forecast import Linear, integrated, marginal_moments, predict, simulated, trials
+from ...families.tweedie import tweedie_cdf
+from .forecast import (
+    Linear,
+    blocks,
+    integrated,
+    marginal_moments,
+    predict,
+    simulated,
+    trials,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,18 +72,19 @@ __all__ = [
     "draw_against",
     "pearson_residuals",
     "plot_residuals",
+    "predicted",
     "quantile_residuals",
     "zero_inflation_test",
 ]
 
 _COUNTS = (
     Poisson, NegativeBinomial, NegativeBinomialFixed, TwoPart, ZeroTruncatedPoisson,
-    ZeroTruncatedNegativeBinomial,
+    ZeroTruncatedNegativeBinomial, CumulativeLink,
 )  # fmt: skip
 _TRUNCATED = (ZeroTruncatedPoisson, ZeroTruncatedNegativeBinomial)
 #: Families whose dispersion is estimated, and what they are at dispersion one.
 _DEVIANCES: dict[type, type[ExponentialFamily]] = {
-    GaussianML: Gaussian, GammaML: Gamma,
+    GaussianML: Gaussian, GammaML: Gamma, InverseGaussianML: InverseGaussian,
 }  # fmt: skip
 #: Larger counts are summed for too long; simulation takes their place.
 _MOST = 20_000
@@ -112,7 +128,13 @@ def deviance_residuals(results: MixedGLMResults) -> np.ndarray:
         any dispersion.
     """
     design, family = results.model.design, results.model.family
-    if type(family) in _DEVIANCES:
+    if isinstance(family, TweedieML):
+        etas = [e.cpu() for e in results.found.point.modes.etas]
+        power = family.parameters(*etas)[2]
+        if not bool((power == power[0]).all()):
+            raise ModelError("a power that varies by row has no deviance here.")
+        family = Tweedie(family.links[0], float(power[0]))
+    elif type(family) in _DEVIANCES:
         family = _DEVIANCES[type(family)](family.links[0])
     if not isinstance(family, ExponentialFamily):
         raise ModelError(
@@ -158,7 +180,7 @@ def distribution(
     Returns
     -------
     below, at : Tensor
-        Equal for continuous families.
+        Equal for continuous families, but for a tweedie's zeros.
 
     Raises
     ------
@@ -167,6 +189,8 @@ def distribution(
     """
     if discrete(family):
         return _summed(family, y, etas, size)
+    if isinstance(family, TweedieML):
+        return tweedie_cdf(y, *family.parameters(*etas))
     found = _continuous(family, y, etas)
     return found, found
 
@@ -182,17 +206,26 @@ def _summed(
             f"a count of {highest:,} is too large to sum probabilities up to it; use "
             "method='simulation'."
         )
-    first = torch.broadcast_tensors(y, *etas)[0]
-    below, at = torch.zeros_like(first), torch.zeros_like(first)
+    # The largest counts first: the others are done with when k has reached them.
+    order = count.reshape(len(count), -1)[:, 0].argsort(descending=True)
+    count, y = count[order], y[order]
+    size = None if size is None else size[order]
+    etas = tuple(e[order] if len(e) == len(order) else e for e in etas)
+    shape = torch.broadcast_shapes(y.shape, *(e.shape for e in etas))
+    sums = y.new_zeros(2, *shape)
     for k in range(int(isinstance(family, _TRUNCATED)), highest + 1):
-        value = torch.full_like(y, float(k))
+        rows = slice(int((count.reshape(len(count), -1)[:, 0] >= k).sum()))
+        here = tuple(e[rows] if len(e) == len(order) else e for e in etas)
+        value = torch.full_like(y[rows], float(k))
         if size is None:
-            p = family.log_prob(value, *etas).exp()
+            p = family.log_prob(value, *here).exp()
         else:
-            p = family.log_prob((value / size).clamp_max(1.0), *etas, size=size).exp()
-        at = at + torch.where(count >= k, p, 0.0)
-        below = below + torch.where(count > k, p, 0.0)
-    return below.clamp(0, 1), at.clamp(0, 1)
+            share = (value / size[rows]).clamp_max(1.0)
+            p = family.log_prob(share, *here, size=size[rows]).exp()
+        sums[1, rows] += p
+        sums[0, rows] += torch.where(count[rows] > k, p, 0.0)
+    below, at = sums[:, order.argsort()].clamp(0, 1)
+    return below, at
 
 
 def _continuous(family: Family, y: Tensor, etas: tuple[Tensor, ...]) -> Tensor:
@@ -207,6 +240,10 @@ def _continuous(family: Family, y: Tensor, etas: tuple[Tensor, ...]) -> Tensor:
         return torch.as_tensor(special.ndtr((at - mu) / np.sqrt(v)))
     if isinstance(family, GammaML):
         return torch.as_tensor(special.gammainc(mu**2 / v, at * mu / v))
+    if isinstance(family, InverseGaussianML):
+        root = np.sqrt(mu**3 / v / at)
+        far = 2 * mu**2 / v + special.log_ndtr(-root * (at / mu + 1))
+        return torch.as_tensor(special.ndtr(root * (at / mu - 1)) + np.exp(far))
     if isinstance(family, Beta):
         phi = mu * (1 - mu) / v - 1
         return torch.as_tensor(special.betainc(mu * phi, (1 - mu) * phi, at))
@@ -264,13 +301,22 @@ def _probabilities(
     y = torch.from_numpy(np.array(results.model.design.y, dtype=np.float64))[:, None]
     given = None if size is None else torch.from_numpy(np.array(size, float))[:, None]
     linear = Linear.read(results, None, re_form)
-    v = torch.from_numpy(linear.drawn)
+    v, found = torch.from_numpy(linear.drawn), []
+    for rows in blocks(v):
+        trials_of = None if given is None else given[rows]
+        etas = tuple(e[rows] for e in linear.etas)
+        found.append(integrated(_both(family, y[rows], trials_of), etas, v[:, rows]))
+    below, at = torch.cat(found, dim=1).numpy()
+    return below, at
+
+
+def _both(family: Family, y: Tensor, size: Tensor | None) -> Callable[..., Tensor]:
+    """Probabilities of less than a response and of no more, side by side."""
 
     def both(*etas: Tensor) -> Tensor:
-        return torch.stack(distribution(family, y, etas, given))
+        return torch.stack(distribution(family, y, etas, size))
 
-    below, at = integrated(both, linear.etas, v).numpy()
-    return below, at
+    return both
 
 
 def _simulated_probabilities(
@@ -419,7 +465,8 @@ def zero_inflation_test(
     """
     _check_test(alternative, nsim)
     family = results.model.family
-    if not discrete(family) or isinstance(family, _TRUNCATED):
+    zeros = discrete(family) or isinstance(family, TweedieML)
+    if not zeros or isinstance(family, _TRUNCATED):
         raise ModelError(f"{results.model.given} responses are never exactly zero.")
     draws = simulated(results, nsim, np.random.default_rng(seed), re_form)
     zeros = float((np.asarray(results.model.design.y) == 0).sum())
@@ -464,12 +511,26 @@ def plot_residuals(
     label = "Quantile residual"
     _draw_quantiles(_order_statistics(sample, level), label, level, axes[0])
     axes[0].set_title("Quantiles", loc="left")
-    marginal = re_form is not None
-    kept = None if re_form == "none" else re_form
-    fitted = predict(results, which="response", re_form=kept, marginal=marginal)
-    assert isinstance(fitted, pd.Series)
-    draw_against(axes[1], fitted.to_numpy(), values, results)
+    draw_against(axes[1], predicted(results, re_form), values, results)
     return np.asarray(axes, dtype=object)
+
+
+def predicted(results: MixedGLMResults, re_form: Any = "none") -> np.ndarray:
+    """Predict what residuals are drawn against: means, or ordered levels' location.
+
+    Parameters
+    ----------
+    results : MixedGLMResults
+    re_form : optional
+        Random effects held at their modes; means are over the others.
+    """
+    if isinstance(results.model.family, CumulativeLink):
+        found = predict(results, which="link", re_form=re_form)
+    else:
+        kept = None if re_form == "none" else re_form
+        found = predict(results, re_form=kept, marginal=re_form is not None)
+    assert isinstance(found, pd.Series)
+    return found.to_numpy()
 
 
 def draw_against(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,9 +22,12 @@ from .quadrature import Quadrature
 from .search import Found
 
 if TYPE_CHECKING:
+    from ..mixed.bootstrap import MixedBootstrap
+    from ..mixed.profile import Profile
     from .effects import MarginalMeans
     from .model import MixedGLM
     from .residuals import SimulatedTest
+    from .tails import TailTest
 
 __all__ = ["MixedGLMResults"]
 
@@ -95,6 +98,11 @@ class MixedGLMResults(Results):
     def singular(self) -> bool:
         """Whether a covariance is on the edge of its range."""
         return bool(self.mixed.singular)
+
+    @property
+    def reml(self) -> bool:
+        """Whether the coefficients of the mean were integrated out."""
+        return self.found.reml
 
     @property
     def nagq(self) -> int:
@@ -183,7 +191,10 @@ class MixedGLMResults(Results):
         """Return the fixed effects plus the random effects of each level."""
         from ..mixed.modes import coefficient_frames
 
-        return coefficient_frames(self.mixed, self.fe_params)
+        varying = {0, *(r.part for r in self.model.design.random)}
+        blocks = enumerate(self.model.parameters.blocks)
+        labels = [n for j, block in blocks if j in varying for n in block.labels]
+        return coefficient_frames(self.mixed, self.params[labels])
 
     def pca(self) -> dict[str, pd.DataFrame]:
         """Return the principal components of each factor's covariance."""
@@ -244,6 +255,16 @@ class MixedGLMResults(Results):
 
         return anova_table(self, type)
 
+    def drop1(self) -> pd.DataFrame:
+        """Leave out each term of the mean's fixed part that no other contains.
+
+        By likelihood-ratio tests of refits; a fit with ``reml=True`` is refitted by
+        maximum likelihood first.
+        """
+        from .comparison import drop1
+
+        return drop1(self)
+
     def r2(self, method: str | None = None) -> pd.Series:
         """Return marginal and conditional R-squared (Nakagawa & Schielzeth 2013).
 
@@ -267,6 +288,104 @@ class MixedGLMResults(Results):
         from .diagnostics import shares
 
         return shares(self, method)
+
+    def get_robustcov_results(
+        self, cov_type: str = "cluster", use_t: bool | None = None, **cov_kwds: Any
+    ) -> MixedGLMResults:
+        """Return the same fit with cluster-robust standard errors of all parameters.
+
+        Parameters
+        ----------
+        cov_type : {"cluster", "CR0", "robust", "nonrobust"}
+            "cluster" multiplies the sandwich by G / (G - 1), G the number of clusters;
+            "CR0", also called "robust", does not.
+        use_t : bool, optional
+            Nothing but False: tests are z tests.
+        **cov_kwds
+            ``groups="g"``: clusters, within which all random effects must lie; by
+            default the coarsest grouping factor that has this property.
+        """
+        if use_t:
+            _refuse("t tests", "z tests, or bootstrap()")
+        if unknown := set(cov_kwds) - {"groups"}:
+            raise ValueError(
+                f"{', '.join(sorted(unknown))} do not go with cov_type={cov_type!r}; "
+                "it takes groups=."
+            )
+        if cov_type == "nonrobust":
+            if cov_kwds:
+                raise ValueError("cov_type='nonrobust' takes no groups.")
+            if self.cov_type == "nonrobust":
+                return self
+            again = self.model.results(self.found)
+            return MixedGLMResults(
+                self.model, self.fit_info, self.found, again.joint_cov
+            )
+        from .sandwich import robust
+
+        model_based = self.get_robustcov_results("nonrobust")
+        return robust(model_based, cov_type, **cov_kwds)
+
+    # -- intervals -------------------------------------------------------------------
+
+    def conf_int(
+        self, alpha: float = 0.05, method: str = "wald", **options: Any
+    ) -> pd.DataFrame:
+        """Return confidence intervals of level ``1 - alpha``; columns 0 and 1.
+
+        Parameters
+        ----------
+        alpha : float, default 0.05
+        method : {"wald", "profile", "boot"}
+            "wald" for the coefficients; "profile" and "boot" (parametric) for all
+            parameters, random effects as standard deviations and correlations.
+        **options
+            Of `profile` or `bootstrap`.
+        """
+        if method == "wald":
+            if options:
+                raise TypeError(f"method='wald' takes no {', '.join(options)}.")
+            return super().conf_int(alpha)
+        if method == "profile":
+            return self.profile(**options).conf_int(alpha)
+        if method == "boot":
+            return self.bootstrap(**options).conf_int(alpha)
+        raise ValueError(f"method must be wald, profile or boot; not {method!r}.")
+
+    def profile(
+        self, parameters: str | Sequence[str] | None = None, **options: Any
+    ) -> Profile:
+        """Profile the likelihood in each parameter; see `profile.profile`."""
+        from .profile import profile
+
+        return profile(self, parameters, **options)
+
+    def bootstrap(
+        self,
+        replications: int = 1000,
+        *,
+        seed: int | None = None,
+        statistic: Callable[[MixedGLMResults], Any] | None = None,
+        re_form: Any = "none",
+    ) -> MixedBootstrap:
+        """Refit to data simulated from the fit; see `bootstrap.parametric`."""
+        from .bootstrap import parametric
+
+        return parametric(self, replications, seed, statistic, re_form)
+
+    def refit(self, y: Any = None, *, reml: bool | None = None) -> MixedGLMResults:
+        """Fit the same model to another response, or by the other criterion.
+
+        Parameters
+        ----------
+        y : array_like, shape (n,), optional
+            One value for each row used, as `simulate` gives them: proportions where
+            the response is one. That of the fit when None.
+        reml : bool, optional
+        """
+        from .bootstrap import refit
+
+        return refit(self, y, reml)
 
     # -- rows ------------------------------------------------------------------------
 
@@ -383,6 +502,23 @@ class MixedGLMResults(Results):
         from .residuals import zero_inflation_test
 
         return zero_inflation_test(self, nsim, seed, re_form, alternative)
+
+    def heavy_tails(
+        self, factor: str | None = None, nsim: int = 200, *, seed: int | None = None
+    ) -> TailTest:
+        """Test whether random effects have heavier tails than normal ones.
+
+        Parameters
+        ----------
+        factor : str, optional
+            Grouping factor; by default the one with most levels.
+        nsim : int, default 200
+        seed : int, optional
+            See `tails.heavy_tails`.
+        """
+        from .tails import heavy_tails
+
+        return heavy_tails(self, factor, nsim, seed)
 
     def _rows(self, values: np.ndarray, name: str) -> pd.Series:
         return pd.Series(values, self.model.design.index, name=name)
@@ -503,17 +639,6 @@ class MixedGLMResults(Results):
             "not a sum over rows: what needs the scores of rows is not to be had."
         )
 
-    def get_robustcov_results(
-        self, cov_type: str = "nonrobust", use_t: bool | None = None, **cov_kwds: Any
-    ) -> MixedGLMResults:
-        """Only "nonrobust", with z tests: robust errors are not in this version."""
-        if cov_type == "nonrobust" and not use_t and not cov_kwds:
-            return self
-        raise ModelError(
-            f"cov_type={cov_type!r}: generalised linear mixed models have standard "
-            "errors from the observed information, and z tests, in this version."
-        )
-
     def f_test(self, hypotheses: Any) -> HypothesisTest:
         """Not here: no F distribution is known; use `wald_test`."""
         _refuse("F tests", "wald_test, which is chi-squared")
@@ -559,10 +684,6 @@ class MixedGLMResults(Results):
         _refuse(
             "marginal_effects", "marginal_means, or predict(newdata, marginal=True)"
         )
-
-    def bootstrap(self, *args: Any, **options: Any) -> NoReturn:
-        """Not here: refit to the columns of `simulate`."""
-        _refuse("bootstrap", "fits to the responses that simulate() draws")
 
     # -- tables ----------------------------------------------------------------------
 

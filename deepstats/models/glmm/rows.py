@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...families import ExponentialFamily, Family
-from .derivatives import Jet, Other, closed_form
+from .derivatives import closed_form
+from .jets import Jet, Other
 
 __all__ = ["RowDensity", "Slopes", "Turns"]
 
@@ -87,9 +88,9 @@ class RowDensity:
         """Return what the density of proportions has besides trials times one's."""
         if self._closed is None or self.size is None:
             return None
-        nothing = torch.zeros_like(self.y)
-        one = self._closed((nothing,), False).value
-        value = self.log_prob(nothing)
+        middle = self.family.links[0].link(torch.full_like(self.y, 0.5))
+        one = self._closed((middle,), False).value
+        value = self.log_prob(middle)
         times = self._times()
         return value - (one if times is None else one * times)
 
@@ -116,7 +117,7 @@ class RowDensity:
             value = self.log_prob(eta, *etas[1:])
             (first,) = torch.autograd.grad(value.sum(), eta, create_graph=not expected)
             if expected:
-                weight = self._expected_weight(etas[0])
+                weight = self._expected_weight(etas)
             else:
                 (second,) = torch.autograd.grad(first.sum(), eta)
                 weight = -second
@@ -138,7 +139,7 @@ class RowDensity:
             first = self._partials(self.log_prob(*given), given, True)
             second = self._partials(first[0], given, True)
             if self.expected:
-                bent = self._partials(self._expected_weight(given[0]), given, False)
+                bent = self._partials(self._expected_weight(given), given, False)
             else:
                 bent = self._partials(-second[0], given, False)
         return Turns(
@@ -181,9 +182,8 @@ class RowDensity:
                 )
         return jet
 
-    def _expected_weight(self, eta: Tensor) -> Tensor:
-        assert isinstance(self.family, ExponentialFamily)
-        weight, times = self.family.expected_weight(eta), self._times()
+    def _expected_weight(self, etas: tuple[Tensor, ...]) -> Tensor:
+        weight, times = self.family.expected_information(*etas), self._times()
         return weight if times is None else weight * times
 
     def _times(self) -> Tensor | None:

@@ -14,14 +14,26 @@ Numerical Optimization, section 6.1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import singledispatch
+from itertools import pairwise
 
 import numpy as np
 import torch
 
+from ...families import CumulativeLink
+from ...likelihood import pointwise
 from ..mixed.search import bounded_step
 from .laplace import TIGHT, Laplace, Point
+from .starts import starting
 
-__all__ = ["Found", "hessian", "minimise"]
+__all__ = [
+    "LONGEST_ETA",
+    "Found",
+    "approximate",
+    "hessian",
+    "minimise",
+    "reachable",
+]
 
 #: Steps shorter than this, in standard errors, are taken with the exact Hessian.
 _NEAR = 1e-3
@@ -49,10 +61,13 @@ _LEVEL, _CURVED = 1e-6, 1e-3
 #: Covariances worse conditioned than this (by standard deviations) are as singular.
 _SINGULAR = 1e4
 _HALVINGS = 30
+#: A step that gains a smaller share of what H promised has shown H wrong: beside a
+#: singular covariance the approximation lacks most of the curvature.
+_KEPT = 0.1
 #: A gain below this share of the value is none: the exact Hessian is needed.
 _GAIN = 1e-8
 #: Longest step: of a covariance parameter, and of a linear predictor (mean square).
-_LONGEST, _LONGEST_ETA = 1.0, 3.0
+_LONGEST, LONGEST_ETA = 1.0, 3.0
 
 
 @dataclass(eq=False)
@@ -87,6 +102,8 @@ class Found:
     decrement : float
         Length of the last step, in standard errors.
     message : str
+    reml : bool
+        Whether the mean's coefficients were integrated out of the criterion.
     """
 
     point: Point
@@ -97,11 +114,13 @@ class Found:
     evaluations: int
     decrement: float
     message: str
+    reml: bool = False
 
 
 def minimise(
-    laplace: Laplace, x: np.ndarray, gamma: np.ndarray, *, tolerance: float = 1e-5,
-    max_iterations: int = 100,
+    laplace: Laplace, x: np.ndarray | None, gamma: np.ndarray, *,
+    tolerance: float = 1e-5, max_iterations: int = 100, scored: bool = True,
+    unit: float = 1.0,
 ) -> Found:  # fmt: skip
     """Minimise minus twice the log-likelihood.
 
@@ -109,20 +128,28 @@ def minimise(
     ----------
     laplace : Laplace
     x, gamma : ndarray
-        Where to begin: covariance parameters and coefficients.
+        Where to begin: covariance parameters (None: see `starts`) and coefficients.
     tolerance : float, default 1e-5
         On the length of the last Newton step, in standard errors.
     max_iterations : int, default 100
+    scored : bool, default True
+        Whether the coefficients are first estimated without random effects; not where
+        they come from a fit with.
+    unit : float, default 1
+        See `starts.starting`.
 
     Returns
     -------
     Found
     """
+    gamma = _scored(laplace, gamma) if scored else gamma
+    if x is None:
+        x, gamma = starting(laplace, gamma, unit)
     k = len(x)
     lower = np.concatenate([laplace.structure.lower, np.full(len(gamma), -np.inf)])
     laplace.tight = _LOOSE
-    now = _Joint(laplace(x, _scored(laplace, gamma)))
-    H, made, exact = _approximate(now.point), None, None
+    now = _Joint(laplace(x, gamma))
+    H, made, exact = approximate(now.point), None, None
     message, converged, length, stalled = "", False, np.inf, False
     iteration = 0
     while iteration < max_iterations:
@@ -130,7 +157,7 @@ def minimise(
         step, length = _step(now, H, lower)
         if made is None and (length < _NEAR or stalled):
             now = _tightened(laplace, now)
-            exact = H = hessian(now.point)
+            exact = H = hessian(now.point, H)
             made = now.x
             step, length = _step(now, H, lower)
         if length < tolerance and made is not None:
@@ -139,14 +166,15 @@ def minimise(
                 converged, message = True, "converged"
                 break
             now, made = beyond, None
-            H = _approximate(now.point)
+            H = approximate(now.point)
             continue
         laplace.tight = _LOOSE if length > _FAR else TIGHT
-        after = _line(laplace, now, _shortened(laplace, now, step), lower, k)
+        step = _shortened(laplace, now, step)
+        after = _line(laplace, now, step, lower, k)
         if after is None:
             if made is None:
                 now = _tightened(laplace, now)
-                exact = H = hessian(now.point)
+                exact = H = hessian(now.point, H)
                 made = now.x
                 continue
             converged = length < 1e-2
@@ -155,12 +183,15 @@ def minimise(
         if made is not None and length > _NEAR and not _convex(H):
             # A saddle, as beside a singular covariance: far from what H says.
             made = None
-        stalled = now.point.value - after.point.value < _GAIN * abs(now.point.value)
+        gain = now.point.value - after.point.value
+        stalled = gain < _GAIN * abs(now.point.value)
+        promised = -float(step @ now.gradient) - float(step @ H @ step) / 2
         change, turn = after.x - now.x, after.gradient - now.gradient
         now = after
-        if made is None and (length > _FAR or not _convex(H)):
+        kept = gain > _KEPT * promised
+        if made is None and kept and (length > _FAR or not _convex(H)):
             # Gradients bend: what they have shown on the way is of no use here.
-            H = _approximate(now.point)
+            H = approximate(now.point)
         else:
             H = _corrected(H, change, turn)
     else:
@@ -168,8 +199,10 @@ def minimise(
     now = _tightened(laplace, now)
     # Not H: corrections by short steps show the gradient's rounding.
     if made is None or exact is None or _distance(now.x - made, exact) > _MOVED:
-        exact = hessian(now.point)
+        exact = hessian(now.point, H)
     free = ~((now.x <= lower) & (now.gradient >= 0))
+    # Correlations of what does not vary mean nothing.
+    free[:k] &= laplace.structure.determined(now.x[:k]) | np.isfinite(lower[:k])
     return Found(
         now.point, exact, free, converged, iteration, laplace.evaluations, length,
         message,
@@ -243,18 +276,31 @@ def _step(now: _Joint, H: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, fl
 
 def _shortened(laplace: Laplace, now: _Joint, step: np.ndarray) -> np.ndarray:
     """Shorten a step that leaves the range in which derivatives say something."""
-    k = len(now.point.x)
-    limits = [1.0]
+    return reachable(laplace, now.point.x, step) * step
+
+
+def reachable(laplace: Laplace, x: np.ndarray, step: np.ndarray) -> float:
+    """Share of a step within the range in which derivatives say something.
+
+    Parameters
+    ----------
+    laplace : Laplace
+    x : ndarray
+        Covariance parameters.
+    step : ndarray
+        Of them and of all coefficients.
+    """
+    k, limits = len(x), [1.0]
     if k:
-        room = _LONGEST * np.maximum(np.abs(now.point.x), 1.0)
+        room = _LONGEST * np.maximum(np.abs(x), 1.0)
         limits.append(float((room / np.maximum(np.abs(step[:k]), 1e-300)).min()))
     place = k
     for X in laplace.X:
         part = torch.from_numpy(step[place : place + X.shape[1]]).to(X)
         size = float((X @ part).square().mean().sqrt())
-        limits.append(_LONGEST_ETA / max(size, 1e-300))
+        limits.append(LONGEST_ETA / max(size, 1e-300))
         place += X.shape[1]
-    return min(limits) * step
+    return min(limits)
 
 
 def _distance(step: np.ndarray, H: np.ndarray) -> float:
@@ -297,7 +343,8 @@ def _corrected(H: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:
     return H - np.outer(Hs, Hs) / sHs + np.outer(y, y) / float(s @ y)
 
 
-def _approximate(point: Point) -> np.ndarray:
+@singledispatch
+def approximate(point: Point) -> np.ndarray:
     """Return the linear model's information at a point: a first Hessian."""
     laplace, modes = point.laplace, point.modes
     structure, f = laplace.structure, modes.factorisation
@@ -318,11 +365,15 @@ def _approximate(point: Point) -> np.ndarray:
     k, total = len(point.x), sum(laplace.sizes)
     H = np.eye(k + total)
     H[:k, :k] = AU.gram(moved).cpu().numpy()
-    start = k
-    for j, X in enumerate(laplace.X):
-        at = slice(start, start + X.shape[1])
-        H[at, at] = 2 * (_marginal(laplace, point, X) if j == 0 else _plain(point, j))
-        start = at.stop
+    edges = np.cumsum([k, *laplace.sizes])
+    at = [np.arange(*pair) for pair in pairwise(edges)]
+    random = np.concatenate([at[p] for p in laplace.rows.parts])
+    H[np.ix_(random, random)] = 2 * _marginal(laplace, point)
+    for j in set(range(len(at))) - set(laplace.rows.parts):
+        H[np.ix_(at[j], at[j])] = 2 * _plain(point, j)
+    if isinstance(laplace.density.family, CumulativeLink):
+        found = _joint(point)
+        H[k:, k:] = H[k:, k:] if found is None else 2 * found
     across = _coupled(point, directions, products.by_factor(moved))
     full = H.copy()
     full[k:, :k], full[:k, k:] = across, across.T
@@ -332,6 +383,32 @@ def _approximate(point: Point) -> np.ndarray:
     if not np.isfinite(scaled).all():
         return H
     return full if np.linalg.eigvalsh(scaled)[0] > _REGULAR else H
+
+
+def _joint(point: Point) -> np.ndarray | None:
+    """Information of the coefficients of all predictors, the modes moving along.
+
+    Thresholds and locations have so much in common, and thresholds with the random
+    effects, that their own curvatures say little. None where it is not positive.
+    """
+    laplace, f = point.laplace, point.modes.factorisation
+    X, rows = laplace.X, laplace.rows
+    found = pointwise(laplace.density.log_prob, point.modes.etas).second
+    zero = torch.zeros_like(point.modes.etas[0])
+
+    def weights(i: int, j: int) -> torch.Tensor:
+        return found.get((min(i, j), max(i, j)), zero)
+
+    columns = [rows.gather(weights(0, j) * x) for j, part in enumerate(X)
+               for x in part.T]  # fmt: skip
+    stacked = [torch.stack(c, dim=2) for c in zip(*columns, strict=True)]
+    U = f.products.from_factors(stacked, f.L.new_zeros(0, len(columns)))
+    blocks = [
+        [one.T @ (weights(i, j)[:, None] * two) for j, two in enumerate(X)]
+        for i, one in enumerate(X)
+    ]
+    out = torch.cat([torch.cat(row, dim=1) for row in blocks]) - U.gram(f.solve(U))
+    return out.cpu().numpy() if bool(torch.linalg.eigvalsh(out)[0] > 0) else None
 
 
 def _coupled(
@@ -350,7 +427,10 @@ def _coupled(
     laplace, turns, f = point.laplace, point.turns, point.modes.factorisation
     rows = laplace.rows
     spread = [_spread(point, j, D) for j, D in directions]
-    pulled = [rows.gather(h * turns.weight[0]) for h in spread]
+    pulled = [
+        rows.gather(rows.stack([rows.total(h * turns.weight[p]) for p in rows.parts]))
+        for h in spread
+    ]
     stacked = [torch.stack(parts, dim=2) for parts in zip(*pulled, strict=True)]
     empty = f.L.new_zeros(0, len(directions))
     solved = f.products.by_factor(f.solve(f.products.from_factors(stacked, empty)))
@@ -361,8 +441,9 @@ def _coupled(
         column = []
         for i, X in enumerate(laplace.X):
             # The modes' own move counts on average only where it meets another part.
-            through = a - 2 * eta if i else a
-            change = h * turns.weight[i] + through * turns.second[i]
+            through = a if i in rows.parts else a - 2 * eta
+            change = rows.total(h * turns.weight[i])
+            change = change + rows.total(through * turns.second[i])
             column.append((X.T @ change).cpu().numpy())
         out.append(np.concatenate(column))
     return np.stack(out, axis=1)
@@ -373,7 +454,7 @@ def _spread(point: Point, j: int, D: np.ndarray) -> torch.Tensor:
     diagonal, rows = point.inverse[2], point.laplace.rows
     root = point.laplace.structure.roots(point.x)[j]
     if diagonal is None or not np.linalg.cond(root) < _SINGULAR:
-        return torch.zeros_like(point.modes.etas[0])
+        return torch.zeros_like(point.leverages)
     K, inverse = diagonal[j], np.linalg.inv(root @ root.T)
     outer = torch.from_numpy(inverse @ D @ inverse).to(K)
     if len(root) == 1:
@@ -381,17 +462,29 @@ def _spread(point: Point, j: int, D: np.ndarray) -> torch.Tensor:
     return rows.form(j, torch.einsum("abm,bc,cdm->adm", K, outer, K))
 
 
-def _marginal(laplace: Laplace, point: Point, X: torch.Tensor) -> np.ndarray:
-    """``X'Sigma^-1 X`` of the working model."""
-    if not X.shape[1]:
-        return np.zeros((0, 0))
-    f, w = point.modes.factorisation, point.modes.slopes.weight
+def _marginal(laplace: Laplace, point: Point) -> np.ndarray:
+    """``X'Sigma^-1 X`` of the working model, of the predictors with random effects."""
+    rows, w = laplace.rows, point.modes.slopes.weight
+    f = point.modes.factorisation
     products = f.products
-    columns = [laplace.rows.gather(w * x) for x in X.T]
+    X = [laplace.X[p] for p in rows.parts]
+    weights = rows.split(w)
+    columns = [
+        rows.gather(own * x) for own, part in zip(weights, X, strict=True)
+        for x in part.T
+    ]  # fmt: skip
+    if not columns:
+        return np.zeros((0, 0))
     stacked = [torch.stack(c, dim=2) for c in zip(*columns, strict=True)]
-    U = products.from_factors(stacked, f.L.new_zeros(0, X.shape[1]))
-    inner = U.gram(f.solve(U))
-    return (X.T @ (w[:, None] * X) - inner).cpu().numpy()
+    U = products.from_factors(stacked, f.L.new_zeros(0, len(columns)))
+    outer = [
+        torch.cat([
+            one.T @ (part[:, None] * two)
+            for one, part in zip(X, rows.split(own), strict=True)
+        ])
+        for own, two in zip(weights, X, strict=True)
+    ]  # fmt: skip
+    return (torch.cat(outer, dim=1) - U.gram(f.solve(U))).cpu().numpy()
 
 
 def _plain(point: Point, j: int) -> np.ndarray:
@@ -405,15 +498,22 @@ def _plain(point: Point, j: int) -> np.ndarray:
     return (found if low > 0 else scale).cpu().numpy()
 
 
-def hessian(point: Point) -> np.ndarray:
+def hessian(point: Point, near: np.ndarray | None = None) -> np.ndarray:
     """Second derivatives by differences of the exact gradient.
 
     They reach so little far that they are as good as central ones: relative errors are
     of the size of `_STEP`.
+
+    Parameters
+    ----------
+    point : Point
+    near : ndarray, optional
+        A Hessian that says how far is far.
     """
     laplace, at = point.laplace, _Joint(point)
     z, k = at.x, len(point.x)
-    scale = np.sqrt(np.maximum(np.abs(np.diag(_approximate(point))), 1e-8))
+    about = approximate(point) if near is None else near
+    scale = np.sqrt(np.maximum(np.abs(np.diag(about)), 1e-8))
     reach = _STEP / scale
     # Where a covariance is singular the approximation knows no curvature.
     reach[:k] = np.minimum(reach[:k], _SHARE * np.maximum(np.abs(point.x), _SMALL))

@@ -20,6 +20,7 @@ al. (2016), TMB, Journal of Statistical Software 70(5).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -123,30 +124,23 @@ def _turned(point: Point) -> list[Tensor]:
 def _pulls(point: Point) -> list[Tensor]:
     """``Z' F_0j X_j`` for each coefficient, by factor: (K, m, coefficients)."""
     laplace = point.laplace
-    etas = tuple(e.detach().requires_grad_() for e in point.modes.etas)
-    with torch.enable_grad():
-        value = laplace.density.log_prob(*etas)
-        (first,) = torch.autograd.grad(value.sum(), etas[0], create_graph=True)
-        cross = torch.autograd.grad(
-            first.sum(), etas, allow_unused=True, materialize_grads=True
-        )
     columns = [
-        laplace.rows.gather(c * column)
-        for X, c in zip(laplace.X, cross, strict=True)
+        laplace.rows.gather(second * column)
+        for X, second in zip(laplace.X, point.turns.second, strict=True)
         for column in X.T
     ]
     return [torch.stack(part, dim=2) for part in zip(*columns, strict=True)]
 
 
 def variance_slopes(
-    results: MixedGLMResults, drawn: list[np.ndarray | None], n: int
+    results: MixedGLMResults, drawn: Sequence[np.ndarray | None], n: int
 ) -> np.ndarray:
     """Differentiate ``z'Vz`` of rows in the covariance parameters of the search.
 
     Parameters
     ----------
     results : MixedGLMResults
-    drawn : list of ndarray or None, each (n, K)
+    drawn : sequence of ndarray or None, each (n, K)
         Columns of each term of the formula; None leaves a term out.
     n : int
 
@@ -172,8 +166,8 @@ class LinearParts:
     ----------
     jacobians : list of ndarray, each (n, T)
         Derivative of each linear predictor in all parameters, modes moving along.
-    extra : ndarray, shape (n,)
-        Variance of the mean's predictor at given parameters: of the effects kept about
+    extra : ndarray, shape (n, J, J)
+        Covariance of the predictors at given parameters: of the effects kept about
         their modes, and of those of new levels.
     covariance : ndarray, shape (T, T)
     """
@@ -199,7 +193,7 @@ class LinearParts:
             By term of the model, those whose effects are kept.
         columns : list of ndarray or None, each (n, K)
             Their columns, zero for effects that are left out.
-        extra : ndarray, shape (n,)
+        extra : ndarray, shape (n, J, J)
         """
         place = len(results.found.point.x)
         total = place + sum(x.shape[1] for x in X)
@@ -210,7 +204,7 @@ class LinearParts:
             place += x.shape[1]
             jacobians.append(jacobian)
         if any(r is not None for r in random):
-            _add_modes(jacobians[0], mode_slopes(results), random, columns)
+            _add_modes(jacobians, mode_slopes(results), random, columns)
         return cls(jacobians, extra, covariance_of_all(results))
 
     def spread(self) -> np.ndarray:
@@ -220,8 +214,7 @@ class LinearParts:
             [np.stack([(m * j).sum(1) for j in self.jacobians], axis=1) for m in moved],
             axis=1,
         )
-        out[:, 0, 0] += self.extra
-        return out
+        return out + self.extra
 
     def variance(
         self, slopes: list[np.ndarray], of_covariances: np.ndarray | None = None
@@ -240,14 +233,16 @@ class LinearParts:
         if of_covariances is not None:
             total[:, : of_covariances.shape[1]] += of_covariances
         known = ((total @ self.covariance) * total).sum(1)
-        return np.maximum(known, 0.0) + slopes[0] ** 2 * self.extra
+        along = np.stack(slopes, axis=1)
+        given = np.einsum("nj,njk,nk->n", along, self.extra, along)
+        return np.maximum(known, 0.0) + given
 
 
 def _add_modes(
-    jacobian: np.ndarray, slopes: list[np.ndarray],
+    jacobians: list[np.ndarray], slopes: list[np.ndarray],
     random: list[RandomTerm | None], columns: list[np.ndarray | None],
 ) -> None:  # fmt: skip
-    """Add the movement of the modes, ``z'db/dt``, to a predictor's derivative."""
+    """Add the movement of the modes, ``z'db/dt``, to the predictors' derivatives."""
     for term, Z, moved in zip(random, columns, slopes, strict=True):
         if term is None or Z is None:
             continue
@@ -255,4 +250,4 @@ def _add_modes(
         known = codes >= 0
         for a in range(Z.shape[1]):
             part = Z[known, a, None] * moved[codes[known], a]
-            jacobian[known] += part
+            jacobians[term.part][known] += part

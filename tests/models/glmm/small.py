@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from deepstats.models.glmm import MixedGLM
+from deepstats.models.glmm import mixed_glm
 from deepstats.models.glmm.laplace import Laplace
+from deepstats.models.glmm.starts import starting
 
 __all__ = ["DESIGNS", "Small", "dense_z"]
 
@@ -40,14 +41,13 @@ class Small:
         rng = np.random.default_rng(len(self.formula))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = MixedGLM(
+            model = mixed_glm(
                 self.formula, rows(rng, self.family), family=self.family, **self.options
             )
             gamma = model._fixed()
         laplace = model.laplace(nagq)
-        x = model._start(laplace.structure, None) + 0.1 * rng.random(
-            laplace.structure.size
-        )
+        x, _ = starting(laplace, gamma, model._variance(laplace, gamma))
+        x = x + 0.1 * rng.random(laplace.structure.size)
         return laplace, x, gamma + 0.1 * rng.standard_normal(len(gamma))
 
 
@@ -61,8 +61,16 @@ def rows(rng: np.random.Generator, family: str) -> pd.DataFrame:
     size = rng.integers(1, 6, ROWS)
     if family == "binomial":
         y = rng.binomial(size, 1 / (1 + np.exp(-eta)))
-    elif family == "gamma":
+    elif family in ("gamma", "inversegaussian"):
         y = rng.gamma(2, np.exp(eta) / 2)
+    elif family == "tweedie":
+        y = rng.gamma(1, np.exp(eta)) * (rng.random(ROWS) > 0.3)
+    elif family == "t":
+        y = eta + rng.standard_t(3, ROWS)
+    elif family == "ordinal":
+        y = np.digitize(eta + rng.logistic(size=ROWS), (-0.5, 0.4, 1.5))
+    elif family == "ztp":
+        y = 1 + rng.poisson(np.exp(eta))
     elif family == "gaussian":
         y = eta + rng.standard_normal(ROWS)
     else:
@@ -97,6 +105,26 @@ DESIGNS = (
     Small("gamma", "y ~ x + (1 | g) + (1 | h)", "gamma", {"link": "log"}),
     Small("gaussian, dispersion", "y ~ x + (1 + x | g)", "gaussian",
           {"disp_formula": "~ x"}),
+    Small("loglog", f"{_TRIALS} + (1 | g) + (1 | h)", "binomial", {"link": "loglog"}),
+    Small("poisson, sqrt", "y ~ x + (1 | g)", "poisson", {"link": "sqrt"}),
+    Small("nb2, expected", "y ~ x + (1 | g) + (1 | h)", "nb2",
+          {"information": "expected"}),
+    Small("gamma, expected", "y ~ x + (1 | g)", "gamma",
+          {"link": "log", "information": "expected"}),
+    Small("inverse gaussian", "y ~ x + (1 | g) + (1 | h)", "inversegaussian",
+          {"link": "log"}),
+    Small("inverse gaussian, expected", "y ~ x + (1 | g)", "inversegaussian",
+          {"link": "log", "information": "expected"}),
+    Small("tweedie", "y ~ x + (1 | g) + (1 | h)", "tweedie"),
+    Small("tweedie, expected", "y ~ x + (1 + x | g)", "tweedie",
+          {"information": "expected", "disp_formula": "~ x"}),
+    Small("student", "y ~ x + (1 | g) + (1 | h)", "t"),
+    Small("truncated", "y ~ x + (1 | g)", "ztp"),
+    Small("ordinal", "y ~ x + (1 | g)", "ordinal"),
+    Small("ordinal, crossed", "y ~ x + (1 + x | g) + (1 | h)", "ordinal",
+          {"link": "probit"}),
+    Small("ordinal, expected", "y ~ x + (1 | g)", "ordinal",
+          {"link": "cloglog", "information": "expected"}),
 )  # fmt: skip
 
 

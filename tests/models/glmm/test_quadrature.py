@@ -13,7 +13,8 @@ from deepstats.models.glmm.laplace import Laplace
 
 from .small import DESIGNS, Small
 
-ONE_FACTOR = [d for d in DESIGNS if d.name in ("one factor", "cloglog", "nb1", "zinb1")]
+_NAMES = ("one factor", "cloglog", "nb1", "zinb1", "ordinal", "truncated")
+ONE_FACTOR = [d for d in DESIGNS if d.name in _NAMES]
 each = pytest.mark.parametrize("small", ONE_FACTOR, ids=lambda s: s.name)
 
 

@@ -68,7 +68,8 @@ def deviations(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Standard deviations of random effects, or lme4's theta: theirs and ours."""
     case, results = CASES[name], fit(name)
     if "varcorr_cond" in case:
-        theirs = [v for term in case["varcorr_cond"] for v in term["stddev"].values()]
+        terms = [*case["varcorr_cond"], *(case.get("varcorr_zi") or [])]
+        theirs = [v for term in terms for v in term["stddev"].values()]
         frame = results.varcorr
         mine = frame[frame["var2"].isna()]["sdcor"].to_numpy()
     else:

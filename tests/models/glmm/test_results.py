@@ -360,7 +360,6 @@ def test_principal_components_are_of_the_covariance():
         lambda r: r.get_influence(),
         lambda r: r.get_margeff(),
         lambda r: r.marginal_effects(),
-        lambda r: r.bootstrap(),
         lambda r: r.get_robustcov_results("HC1"),
         lambda r: r.likelihood,
     ],
