@@ -267,6 +267,12 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
             "ohio",
             "Wheezing of 537 children of Steubenville at four ages (Ware et al. 1984)",
         ),
+        "orange": Dataset(
+            "datasets",
+            "Orange",
+            "Circumferences of 5 orange trees over four years (Draper & Smith 1998)",
+            {"Tree": ("3", "1", "5", "2", "4")},
+        ),
         "orthodont": Dataset(
             "nlme",
             "Orthodont",
@@ -375,6 +381,27 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
             "sleepstudy",
             "Reaction times of 18 subjects over ten days without sleep",
             {"Subject": ()},
+        ),
+        "theoph": Dataset(
+            "datasets",
+            "Theoph",
+            "Theophylline in 12 subjects over a day (Boeckmann, Sheiner & Beal 1994)",
+            {
+                "Subject": (
+                    "6",
+                    "7",
+                    "8",
+                    "11",
+                    "3",
+                    "2",
+                    "4",
+                    "9",
+                    "12",
+                    "10",
+                    "1",
+                    "5",
+                )
+            },
         ),
         "warpbreaks": Dataset(
             "datasets",

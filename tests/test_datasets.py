@@ -39,6 +39,7 @@ FACTS = {  # rows, columns, and one sum that tells the data from any other
     "nlswork": (28534, 21, "ln_wage", 47791.7997),
     "oats": (72, 4, "yield", 7486),
     "ohio": (2148, 4, "resp", 326),
+    "orange": (35, 3, "circumference", 4055),
     "orthodont": (108, 4, "distance", 2594.5),
     "oxboys": (234, 4, "height", 34987.54),
     "pastes": (60, 4, "strength", 3603.2),
@@ -47,6 +48,7 @@ FACTS = {  # rows, columns, and one sum that tells the data from any other
     "petersen": (5000, 4, "year", 27500),
     "randhie": (20190, 45, "mdvis", 57752),
     "sleepstudy": (180, 3, "Reaction", 53731.42),
+    "theoph": (132, 5, "conc", 654.78),
     "warpbreaks": (54, 3, "breaks", 1520),
 }
 
