@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 from .anova import anova
 from .compute import set_default_device
 from .fitting import (
@@ -10,9 +13,12 @@ from .fitting import (
     glmer,
     lmer,
     logit,
+    nlmer,
+    nls,
     ols,
     poisson,
     probit,
+    rtm,
     traj,
     traj_select,
     wls,
@@ -23,6 +29,7 @@ from .models.counts import hurdle, negativebinomial, zinb
 from .models.counts import zip_ as zip
 from .models.glm import GLM
 from .models.linear import OLS
+from .models.lossreg import fairness, fairness_frontier, fairness_table, lossreg
 from .models.mixed.power import power
 from .models.quantile import quantreg
 from .persist import load
@@ -37,6 +44,9 @@ __all__ = [
     "betareg",
     "compare",
     "etable",
+    "fairness",
+    "fairness_frontier",
+    "fairness_table",
     "fit",
     "glm",
     "glmer",
@@ -44,14 +54,18 @@ __all__ = [
     "lmer",
     "load",
     "logit",
+    "lossreg",
     "mnlogit",
     "negativebinomial",
+    "nlmer",
+    "nls",
     "ols",
     "ordinal",
     "poisson",
     "power",
     "probit",
     "quantreg",
+    "rtm",
     "set_default_device",
     "traj",
     "traj_select",
@@ -59,3 +73,10 @@ __all__ = [
     "zinb",
     "zip",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load ``deepstats.sklearn`` when it is asked for: scikit-learn is optional."""
+    if name == "sklearn":
+        return import_module(".sklearn", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

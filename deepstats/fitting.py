@@ -13,16 +13,18 @@ from .models.beta import betareg
 from .models.categorical import mnlogit, ordinal
 from .models.counts import hurdle, negativebinomial, zinb, zip_
 from .models.glm import GLM
-from .models.glmm import MixedGLM
+from .models.glmm import MixedGLM, mixed_glm
 from .models.linear import OLS
 from .models.mixed import LinearMixed
+from .models.nonlinear import NonlinearMixed, NonlinearRegression
+from .models.rtm import RiskTerrain
 from .models.trajectory import Trajectory
 from .models.trajectory.selection import traj_select
 from .results import Results
 
 __all__ = [
-    "fit", "glm", "glmer", "lmer", "logit", "ols", "poisson", "probit", "traj",
-    "traj_select", "wls",
+    "fit", "glm", "glmer", "lmer", "logit", "nlmer", "nls", "ols", "poisson", "probit",
+    "rtm", "traj", "traj_select", "wls",
 ]  # fmt: skip
 
 
@@ -83,7 +85,71 @@ def glmer(formula: str | Formula, data: Any, **options: Any) -> MixedGLM:
     >>> model.fit().varcorr["sdcor"].round(3).tolist()
     [0.853]
     """
-    return MixedGLM(formula, data, **options)
+    return mixed_glm(formula, data, **options)
+
+
+def nlmer(formula: str, data: Any, *, random: Any, **options: Any) -> NonlinearMixed:
+    """Nonlinear mixed model, as R's ``nlme`` and lme4's ``nlmer``.
+
+    Parameters
+    ----------
+    formula : str
+        ``"y ~ SSlogis(x, Asym, xmid, scal)"``, or a response and any expression of
+        columns and parameters.
+    data : frame or mapping
+        pandas, polars, pyarrow or a mapping of columns.
+    random : str or sequence of str
+        ``"Asym ~ 1 | g"``, ``"Asym + xmid ~ 1 | g"`` with a full covariance,
+        ``"Asym + xmid ~ 1 || g"`` uncorrelated, ``"Asym ~ 1 | g/h"`` nested; several
+        terms as a list.
+    **options
+        fixed (covariates of parameters), start, weights, na_action, context: see
+        `models.nonlinear.NonlinearMixed`.
+
+    Returns
+    -------
+    NonlinearMixed
+        Call ``.fit()`` on it.
+
+    Examples
+    --------
+    >>> import deepstats as ds
+    >>> data = {"g": list("aaaabbbbcccc"), "x": [1, 2, 4, 8] * 3,
+    ...         "y": [2.1, 3.9, 6.2, 8.8, 2.8, 5.0, 8.1, 11.6, 1.7, 3.3, 5.2, 7.0]}
+    >>> model = ds.nlmer("y ~ SSmicmen(x, Vm, K)", data, random="Vm ~ 1 | g")
+    >>> model.fit().params.round(1).to_dict()
+    {'Vm': 16.0, 'K': 6.0}
+    """
+    return NonlinearMixed(formula, data, random=random, **options)
+
+
+def nls(formula: str, data: Any, **options: Any) -> NonlinearRegression:
+    """Nonlinear regression by least squares, as R's ``nls``.
+
+    Parameters
+    ----------
+    formula : str
+        ``"y ~ SSmicmen(x, Vm, K)"``, or a response and any expression of columns and
+        parameters.
+    data : frame or mapping
+        pandas, polars, pyarrow or a mapping of columns.
+    **options
+        fixed (covariates of parameters), start, weights, na_action, context: see
+        `models.nonlinear.NonlinearRegression`.
+
+    Returns
+    -------
+    NonlinearRegression
+        Call ``.fit()`` on it.
+
+    Examples
+    --------
+    >>> import deepstats as ds
+    >>> data = {"x": [0.5, 1, 2, 4, 8, 16], "y": [1.4, 2.5, 4.1, 5.6, 7.2, 8.3]}
+    >>> ds.nls("y ~ SSmicmen(x, Vm, K)", data).fit().params.round(2).to_dict()
+    {'Vm': 9.79, 'K': 2.9}
+    """
+    return NonlinearRegression(formula, data, **options)
 
 
 def traj(formula: str | Formula, data: Any, **options: Any) -> Trajectory:
@@ -116,6 +182,42 @@ def traj(formula: str | Formula, data: Any, **options: Any) -> Trajectory:
     [1, 1, 2, 2, 1, 2, 1, 2]
     """
     return Trajectory(formula, data, **options)
+
+
+def rtm(
+    formula: str | Formula, units: Any, layers: Mapping[str, Any], **options: Any
+) -> RiskTerrain:
+    """Risk terrain model: which places near which things carry more crime.
+
+    Parameters
+    ----------
+    formula : str or Formula
+        ``"rtm(crimes ~ alcohol + metro, block=100)"``: names of layers are factors to
+        choose from, columns of the units are forced in.
+    units : frame or mapping
+        Cells, streets or areas: counts, covariates and projected coordinates.
+    layers : mapping of str to layer
+        Points: frames, arrays (points, 2) or `models.rtm.PointLayer`.
+    **options
+        distances, bandwidths, family, choose and everything else: see
+        `models.rtm.RiskTerrain`.
+
+    Returns
+    -------
+    RiskTerrain
+        Call ``.fit()`` on it.
+
+    Examples
+    --------
+    >>> import deepstats as ds
+    >>> units = {"x": [1e5, 1.1e5, 1.2e5, 1.3e5, 1.4e5, 1.5e5], "y": [1e5] * 6,
+    ...          "crimes": [9, 8, 2, 1, 2, 1]}
+    >>> bars = [[1e5, 1e5], [1.1e5, 1e5]]
+    >>> model = ds.rtm("rtm(crimes ~ bars, distances=(1000,))", units, {"bars": bars})
+    >>> model.fit().risk_table()["rrv"].round(2).to_dict()
+    {'bars_within_1000': 5.67}
+    """
+    return RiskTerrain(formula, units, layers, **options)
 
 
 def ols(formula: str | Formula, data: Any, **options: Any) -> OLS:
@@ -279,6 +381,7 @@ _FIT_OPTIONS = ("use_t", "start_params", "maxiter", "tol", "information", "disp"
 _TRAJECTORY_OPTIONS = (
     "starts", "seed", "start", "order", "maxiter", "tol", "em_steps", "progress",
 )  # fmt: skip
+_TERRAIN_OPTIONS = ("steps", "seed")
 _GLMER_OPTIONS = ("nagq", "start", "maxiter", "tol", "disp")
 _MIXED_OPTIONS = ("reml", "ddf", "start", "maxiter", "tol", "disp")
 
@@ -300,8 +403,9 @@ def fit(
     formula : str or Formula
         A plain formula is a linear model or, with `family`, a generalised linear,
         count, ordinal, multinomial or beta model. Random effects, ``(x | g)``, make
-        it a linear mixed model; ``traj(...)`` is a trajectory model. ``| firm``
-        absorbs fixed effects or is the second part of a two-part model.
+        it a linear mixed model; ``traj(...)`` is a trajectory model, ``rtm(...)`` a
+        risk terrain model, whose data are its units. ``| firm`` absorbs fixed effects
+        or is the second part of a two-part model.
     data : frame or mapping
     family : str or Family, optional
         "gaussian" (default), "binomial", "poisson", "negativebinomial", "gamma",
@@ -332,6 +436,8 @@ def fit(
     """
     formula = _parsed(formula, options)
     if formula.call is not None:
+        if formula.call.name == "rtm":
+            return _terrain(formula, data, family, link, cov_type, cov_kwds, options)
         if formula.call.name != "traj":
             raise ModelError(
                 f"{formula.call.name}(...) is read, but this version has no such model "
@@ -360,6 +466,25 @@ def _trajectories(
     return model.fit(cov_type, cov_kwds, **at_fit)
 
 
+def _terrain(
+    formula: Formula, data: Any, family: Any, link: Any, cov_type: str,
+    cov_kwds: Mapping[str, Any] | None, options: dict[str, Any],
+) -> Any:  # fmt: skip
+    """Fit a risk terrain model; the data are its units."""
+    if link not in (None, "log"):
+        raise ModelError("risk multiplies: a risk terrain model has the log link.")
+    if "layers" not in options:
+        raise ModelError(
+            "layers= is missing: the points of each factor, as in "
+            "ds.fit('rtm(crimes ~ alcohol, block=100)', units, layers={'alcohol': "
+            "frame})."
+        )
+    at_fit = {k: options.pop(k) for k in _TERRAIN_OPTIONS if k in options}
+    if family is not None:
+        options["family"] = family
+    return RiskTerrain(formula, data, **options).fit(cov_type, cov_kwds, **at_fit)
+
+
 def _mixed(
     formula: Formula,
     data: Any,
@@ -381,7 +506,7 @@ def _mixed(
                 f"cov_type={cov_type!r}: generalised linear mixed models have standard "
                 "errors by the observed information only, in this version."
             )
-        model = MixedGLM(formula, data, family=family, link=link, **options)
+        model = mixed_glm(formula, data, family=family, link=link, **options)
         return model.fit(**at_fit)
     at_fit = {k: options.pop(k) for k in _MIXED_OPTIONS if k in options}
     results = LinearMixed(formula, data, **options).fit(**at_fit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,9 @@ class Block:
         One for each value, as printed.
     positive : bool
         The optimiser's value is the logarithm of the one reported.
+    interval : tuple of float, optional
+        Ends of the range of the one reported; the optimiser's value is the logit of its
+        place between them.
     component : str
         Heading of the block in tables; empty for the main block.
     lower : float
@@ -33,6 +37,7 @@ class Block:
     positive: bool = False
     component: str = ""
     lower: float = -torch.inf
+    interval: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,23 +73,41 @@ class Parameters:
 
     def reported(self, flat: Tensor) -> Tensor:
         """Return the values reported for the optimiser's `flat`."""
-        return torch.where(self._positive(flat), flat.exp(), flat)
+        out = torch.where(self._positive(flat), flat.exp(), flat)
+        for at, low, high in self._intervals():
+            out[..., at] = low + (high - low) * torch.sigmoid(flat[..., at])
+        return out
 
     def working(self, reported: Tensor) -> Tensor:
         """Return the optimiser's values for those reported."""
         safe = torch.where(self._positive(reported), reported, 1.0)
-        return torch.where(self._positive(reported), safe.log(), reported)
+        out = torch.where(self._positive(reported), safe.log(), reported)
+        for at, low, high in self._intervals():
+            out[..., at] = torch.logit((reported[..., at] - low) / (high - low))
+        return out
 
     def scale(self, flat: Tensor) -> Tensor:
         """Return d reported / d working, for the delta method; shape of `flat`."""
         one = torch.ones_like(flat)
-        if not any(b.positive for b in self.blocks):
+        if not any(b.positive or b.interval for b in self.blocks):
             return one
-        return torch.where(self._positive(flat), flat.exp(), one)
+        out = torch.where(self._positive(flat), flat.exp(), one)
+        for at, low, high in self._intervals():
+            share = torch.sigmoid(flat[..., at])
+            out[..., at] = (high - low) * share * (1 - share)
+        return out
 
     def lower(self) -> Tensor:
         """Return the least value of each of the optimiser's values."""
         return torch.tensor([b.lower for b in self.blocks for _ in b.labels]).double()
+
+    def _intervals(self) -> Iterator[tuple[slice, float, float]]:
+        """Places of the blocks that have an interval, and its ends."""
+        place = 0
+        for block in self.blocks:
+            if block.interval is not None:
+                yield slice(place, place + len(block)), *block.interval
+            place += len(block)
 
     def _positive(self, like: Tensor) -> Tensor:
         flags = [b.positive for b in self.blocks for _ in b.labels]

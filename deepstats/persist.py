@@ -57,9 +57,10 @@ _MODELS = {
     "MultinomialModel": "categorical",
     "BetaModel": "beta",
     "QuantReg": "quantile",
+    "LossRegression": "lossreg",
 }
 #: Attributes of a model that only its own fit needs.
-_SCRATCH = ("design", "compute", "_known")
+_SCRATCH = ("design", "compute", "_known", "_parts")
 #: Figures made from the data on demand, which a file keeps.
 _FIGURES = ("_null", "llnull")
 

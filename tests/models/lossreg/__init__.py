@@ -1,0 +1,1 @@
+"""Tests of regression by any loss."""
