@@ -133,6 +133,14 @@ def _real(
     return Case(name, title, formula, family, zero, rows, partial(_head, rows))
 
 
+FAMILIES = ("binomial", "poisson")
+#: Rows and levels of the simulated models, which grow together.
+SHAPES = (
+    (1_000, 100, 10), (10_000, 500, 50), (100_000, 2_000, 200),
+    (1_000_000, 10_000, 1_000),
+)  # fmt: skip
+
+
 def _cases() -> list[Case]:
     return [
         _real("verbagg", "VerbAgg, crossed binomial, 7,584 rows",
@@ -145,10 +153,7 @@ def _cases() -> list[Case]:
               "cbind(incidence, healthy) ~ period + (1 | herd)", "binomial", _cbpp),
         _real("salamanders", "Salamanders, zero-inflated NB2, 644 rows",
               "count ~ mined + spp + (1 | site)", "nbinom2", _salamanders, "~ mined"),
-        crossed("binomial", 100_000, 2_000, 200),
-        crossed("poisson", 100_000, 2_000, 200),
-        crossed("binomial", 1_000_000, 10_000, 1_000),
-        crossed("poisson", 1_000_000, 10_000, 1_000),
+        *(crossed(family, *shape) for shape in SHAPES for family in FAMILIES),
     ]  # fmt: skip
 
 

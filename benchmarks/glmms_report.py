@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from glmms_cases import CASES, MILLION, SMALL
+from glmms_cases import CASES, FAMILIES, MILLION, SHAPES, SMALL
 from glmms_libraries import LIBRARIES, OURS
 from harness import Floor, digits, table, yes
 
@@ -63,6 +63,10 @@ def markdown(found: Row) -> str:
         "stopped: those of its process by then.",
         "## Bars",
         _bars(cells),
+        "## Growth: microseconds a row",
+        _growth(cells),
+        "Processor microseconds for each row of the crossed models, rows and levels "
+        "growing together.",
         "## Peak extra memory, MB",
         _each(cells, lambda case, name: _memory(cells.took(case, name))),
         "## -2 log L: the library's less deepstats'",
@@ -104,6 +108,19 @@ def _each(cells: Cells, show: Any, peers: bool = False) -> str:
     names = cells.peers if peers else cells.libraries
     rows = [[CASES[c].title, *(show(c, name) for name in names)] for c in cells.cases]
     return table(["model", *names], rows)
+
+
+def _growth(cells: Cells) -> str:
+    """Set the time of each row, by rows and family."""
+    rows = []
+    for family in FAMILIES:
+        for n, g, h in SHAPES:
+            shown = [family, f"{n:,}", f"{g:,} × {h:,}"]
+            for name in cells.libraries:
+                took = cells.took(f"crossed-{family}-{n}", name)
+                shown.append("–" if took is None else digits(took["cpu"] / n * 1e6))
+            rows.append(shown)
+    return table(["family", "rows", "levels", *cells.libraries], rows)
 
 
 def _time(took: Row | None) -> str:
