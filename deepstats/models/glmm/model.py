@@ -59,6 +59,9 @@ from .search import Found
 
 __all__ = ["MixedGLM"]
 
+#: Columns of unit length are plainly not aliased where the least eigenvalue of their
+#: cross-products is above this.
+_PLAINLY = 1e-3
 #: Parameters that are about zeros.
 _ZERO = ("inflate", "zero")
 #: What to fit in place of a family without a likelihood.
@@ -427,7 +430,8 @@ class MixedGLM(RegressionModel):
         """Estimates without random effects; drops aliased columns."""
         likelihood = PredictorLikelihood(self, self.design, self.compute)
         start = self.start(likelihood)
-        start, _, likelihood = self._full_rank(likelihood, start, False)
+        if len(self.layout) > 1 or not self._regular():
+            start, _, likelihood = self._full_rank(likelihood, start, False)
         if len(self.layout) == 1:
             return start.cpu().numpy()  # The search scores from there.
         found = newton(
@@ -436,6 +440,15 @@ class MixedGLM(RegressionModel):
         )  # fmt: skip
         x = found.x if bool(torch.isfinite(found.x).all()) else start
         return x.cpu().numpy().clip(-15, 15) if not found.converged else x.cpu().numpy()
+
+    def _regular(self) -> bool:
+        """Whether the columns are so far from aliased that a glance tells."""
+        X = self.design.X.to_dense(self.compute).cpu().numpy()
+        length = np.sqrt((X**2).sum(0))
+        if not (np.isfinite(length).all() and (length > 0).all()):
+            return False
+        X = X / length
+        return not X.shape[1] or bool(np.linalg.eigvalsh(X.T @ X)[0] > _PLAINLY)
 
     def pieces(self) -> Pieces:
         """Return what every criterion is made of."""

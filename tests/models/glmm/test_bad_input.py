@@ -198,7 +198,8 @@ def test_variance_of_zero(data, term):
 def test_standard_errors_at_a_variance_of_zero(data):
     even = data.assign(y=3 + data["row"] % 2)
     plain = ds.glm("y ~ x", even, family="poisson").fit()
-    np.testing.assert_allclose(quiet(even).bse, plain.bse, rtol=1e-5)
+    # The Hessian is by differences: good to about 1e-4.
+    np.testing.assert_allclose(quiet(even).bse, plain.bse, rtol=1e-4)
 
 
 @pytest.mark.parametrize("mean", (1e6, 1e7))
@@ -375,10 +376,9 @@ def test_unknown_family(data):
 
 
 @pytest.mark.parametrize("option", ("zi_formula", "disp_formula"))
-@pytest.mark.parametrize("given", ("~ x + (1 | g)", "~ ar1(0 + x | g)"))
-def test_random_effects_of_other_parts(data, option, given):
-    with pytest.raises(ModelError, match="random effects of the zero part or of"):
-        fit(data, family="zinb", **{option: given})
+def test_structure_of_one_column_in_another_part(data, option):
+    with pytest.raises(ModelError, match="needs at least two"):
+        fit(data, family="zinb", **{option: "~ ar1(0 + x | g)"})
 
 
 @pytest.mark.parametrize("family", ("poisson", "binomial", "nb2", "gamma"))
@@ -480,7 +480,7 @@ def test_information(data):
     with pytest.raises(ValueError, match="'observed' or 'expected', not 'both'"):
         fit(data, information="both")
     with pytest.raises(ModelError, match="no closed-form expected information"):
-        fit(data, family="nb2", information="expected")
+        fit(data, family="nb1", information="expected")
 
 
 def test_single_precision(data):
