@@ -142,7 +142,7 @@ class Surrogate:
         return 1 - found if rate == "fnr" else found
 
     def _gap(self, flags: Tensor, y: Tensor, rows: Tensor, levels: tuple) -> Tensor:
-        """Return the smooth largest difference between groups in a rate of the measure."""
+        """Return the smooth largest difference between groups in any rate."""
         scale = _MAXIMUM * self.width
         spans = []
         for rate in MEASURES[self.measure]:
@@ -206,9 +206,12 @@ class FairLoss(Loss):
     @property
     def stages(self) -> tuple[Loss, ...]:
         """Return the same with wider surrogates, whose minimum is easier to find."""
-        width = self.surrogate.width
-        wider = (min(k * width, 1.0) for k in _STAGES)
-        return tuple(_of(replace(self.surrogate, width=w)) for w in wider)
+        wider = []
+        for times in _STAGES:
+            width = min(times * self.surrogate.width, 1.0)
+            name = f"{self.name}, width {width:g}"
+            wider.append(_of(replace(self.surrogate, name=name, width=width)))
+        return tuple(wider)
 
     def knowing(self, levels: Mapping[str, tuple]) -> Loss:
         """Return the loss, told what the codes of its groups stand for."""

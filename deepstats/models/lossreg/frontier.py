@@ -57,7 +57,7 @@ class Frontier:
         )
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the Brier score against the gap; the first weight is marked.
+        """Draw the Brier score against the gap, with the first and the last weight.
 
         Parameters
         ----------

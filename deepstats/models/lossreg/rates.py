@@ -81,7 +81,7 @@ class Tallies:
         )
 
     def rate(self, rate: str) -> Array:
-        """Return a rate of each group, NaN where it is of no rows; shape (..., groups)."""
+        """Return a rate of each group, NaN if of no rows; shape (..., groups)."""
         above, below = self.counts(rate)
         with np.errstate(invalid="ignore"):
             return above / np.where(below > 0, below, np.nan)
@@ -126,7 +126,7 @@ class _Rows:
         return Tallies(cells.reshape(count, 4).astype(np.float64), squares)
 
     def resampled(self, reps: int, seed: int) -> Tallies:
-        """Counts of samples drawn with replacement within each group."""
+        """Count samples drawn with replacement within each group."""
         rng = np.random.default_rng(seed)
         cells = np.empty((reps, len(self.levels), 4))
         squares = np.empty((reps, len(self.levels)))
@@ -232,9 +232,12 @@ def fairness_table(
     Notes
     -----
     Intervals of rates are Wilson's, of differences Newcombe's (his method 10, of two
-    Wilson intervals). Those of Brier scores, gaps and nij are percentiles of a
-    bootstrap that draws rows within groups. A gap is never negative, and its interval
-    never covers zero: whether groups differ is read off the differences.
+    Wilson intervals). Those of Brier scores are percentiles of a bootstrap that draws
+    rows within groups; those of gaps the percentiles of the signed difference of the
+    two groups that are furthest apart, with zero as the low end where they have both
+    signs (that these two were chosen out of several groups is not allowed for). The
+    interval of nij goes from the product of the high ends of Brier score and gap to
+    that of the low ones, and covers more than `conf_level`.
 
     References
     ----------
@@ -250,9 +253,9 @@ def fairness_table(
     ...     .reset_index().to_string(index=False))
     group  estimate    low  high  count  of
         a     0.333  0.061 0.792    1.0 3.0
-        b     0.000  0.000 0.562    0.0 3.0
+        b     0.000  0.000 0.561    0.0 3.0
       all     0.167  0.030 0.564    1.0 6.0
-    b - a    -0.333 -0.792 0.290    NaN NaN
+    b - a    -0.333 -0.792 0.291    NaN NaN
     """
     if not 0 < conf_level < 1:
         raise ValueError(f"conf_level={conf_level!r} must lie between 0 and 1.")
@@ -268,14 +271,11 @@ def fairness_table(
     lines += _drawn_lines(
         "brier", found.whole.brier, drawn.whole.brier, ("all",), conf_level
     )
-    for measure in MEASURES:
-        lines += _drawn_lines(
-            f"gap_{measure}", found.gap(measure)[None], drawn.gap(measure)[:, None],
-            ("all",), conf_level,
-        )  # fmt: skip
-    lines += _drawn_lines(
-        "nij", found.nij[None], drawn.nij[:, None], ("all",), conf_level
-    )
+    brier = lines[-1]
+    gaps = {m: _gap_line(found, drawn, m, conf_level) for m in MEASURES}
+    lines += gaps.values()
+    ends = [(1 - brier[e]) * (1 - gaps["fpr"][e]) for e in ("high", "low")]
+    lines.append(_line("nij", "all", found.nij, *ends, "ends"))
     return pd.DataFrame(lines).set_index(["measure", "group"])
 
 
@@ -334,6 +334,19 @@ def _drawn_lines(
     ]
 
 
+def _gap_line(
+    found: Tallies, drawn: Tallies, measure: str, conf_level: float
+) -> dict[str, Any]:
+    """Return the line of a largest difference, by the bootstrap of its two groups."""
+    rate = max(MEASURES[measure], key=lambda name: float(np.ptp(found.rate(name))))
+    first, second = found.rate(rate).argmax(), found.rate(rate).argmin()
+    signed = drawn.rate(rate)[:, first] - drawn.rate(rate)[:, second]
+    tail = (1 - conf_level) / 2
+    ends = np.nanquantile(signed, [tail, 1 - tail])
+    low, high = max(ends[0], 0.0), np.abs(ends).max()
+    return _line(f"gap_{measure}", "all", found.gap(measure), low, high, "bootstrap")
+
+
 def _line(
     measure: str, group: Any, value: Any, low: Any, high: Any, method: str,
     count: float = np.nan, of: float = np.nan,
@@ -378,8 +391,8 @@ def _rows(y: Any, p: Any, group: Any, threshold: float) -> _Rows:
         if not there.all():
             gone = [level for level, t in zip(levels, there, strict=True) if not t]
             raise DesignError(
-                f"the groups {gone} have no {name} (rows with outcome {value}), so that "
-                "their rates of error are not defined; merge or leave out groups."
+                f"the groups {gone} have no {name} (rows with outcome {value}), so "
+                "that their rates of error are not defined; merge or leave out groups."
             )
     return _Rows(cells, (prediction - outcome) ** 2, codes, levels)
 
