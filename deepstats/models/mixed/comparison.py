@@ -182,7 +182,7 @@ def _of_residuals(full: MixedResults, restricted: Results) -> int:
     """Parameters of the residuals' covariance that the smaller model lacks."""
     for name in ("correlation", "variance"):
         big, small = (getattr(r.model, name, None) for r in (full, restricted))
-        if small is not None and small != big:
+        if not _factors(small) <= _factors(big):
             raise ValueError(
                 f"the models are not nested: {name}={small!r} of the smaller one is "
                 f"not that of the larger, {big!r}."
@@ -191,6 +191,11 @@ def _of_residuals(full: MixedResults, restricted: Results) -> int:
         sign * getattr(getattr(r, "mixed", None), "residual_size", 0)
         for sign, r in ((1, full), (-1, restricted))
     )
+
+
+def _factors(text: str | None) -> set[str]:
+    """Split what is said of residuals: ``"ident(f) * power(x)"`` has two factors."""
+    return set((text or "").replace(" ", "").split("*")) - {""}
 
 
 def _effects(structure: Structure) -> Counter:

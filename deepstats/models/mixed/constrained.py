@@ -563,6 +563,7 @@ def settle(
     Returns
     -------
     State
+        The start where the deviance cannot be computed there.
     converged : bool
     """
     free, lower = held.free, held.lower
@@ -570,6 +571,8 @@ def settle(
     w = np.append(w, start[len(w) :])
     w[free] = np.maximum(w[free], lower)
     state = held.deviance(w)
+    if state.value == inf:
+        return state, False
     for _ in range(maxiter):
         H = state.hessian[np.ix_(free, free)]
         step, decrement = _step(state, H, free, lower)

@@ -267,6 +267,13 @@ class CorrelatedFitted(Fitted):
         """Parameters of the residuals' covariance."""
         return len(self.phi)
 
+    def with_residuals(
+        self, H: np.ndarray, g: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Hessian and gradient of all free parameters."""
+        g = self.point.gradient[self.curvature.free]
+        return self.joint.hessian, np.append(g, self.joint.gradient)
+
     @cached_property
     def by_ml(self) -> CorrelatedFitted:
         """The fit by maximum likelihood: this one, or a refit from its optimum."""
@@ -643,7 +650,9 @@ class CorrelatedResults(MixedResults):
         )
 
     def get_robustcov_results(self, cov_type: str = "CR2", *a: Any, **k: Any) -> Any:
-        """Not here."""
+        """Only "nonrobust"."""
+        if cov_type == "nonrobust":
+            return self
         self._refuse("get_robustcov_results", "the model's own errors know of both")
 
     def profile(self, *a: Any, **k: Any) -> NoReturn:
@@ -670,6 +679,7 @@ class CorrelatedResults(MixedResults):
             return self
         problem = Whitened(self.model, reml)
         fitted = _search(problem, self.mixed.phi, self.mixed.x, 100, 1e-6)
+        self.model._warn_of(fitted)
         return self.model.results(fitted, self.ddf)
 
     def refit_many(self, *a: Any, **k: Any) -> NoReturn:

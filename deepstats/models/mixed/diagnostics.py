@@ -495,8 +495,8 @@ def check_convergence(fitted: Fitted) -> Convergence:
     Nocedal & Wright (2006), Numerical optimization, chapter 12.
     """
     free = free_parameters(fitted)
-    g = fitted.point.gradient
-    gradient, decrement, smallest = _conditions(curvature(fitted), g[free])
+    H, g = fitted.with_residuals(curvature(fitted), fitted.point.gradient[free])
+    gradient, decrement, smallest = _conditions(H, g)
     messages = list(_outward(fitted))
     if not decrement <= _SHORT:
         messages.append(

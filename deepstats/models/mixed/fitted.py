@@ -47,6 +47,12 @@ class Fitted:
     #: Parameters of the residuals' covariance: none.
     residual_size: ClassVar[int] = 0
 
+    def with_residuals(
+        self, H: np.ndarray, g: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Add the residuals' parameters, here none, to a Hessian and a gradient."""
+        return H, g
+
     @property
     def point(self) -> Point:
         """The optimum."""

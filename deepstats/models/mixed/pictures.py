@@ -158,9 +158,7 @@ class Pictures:
             middle, label = float(values.mean()), "√|scaled residual|"
         else:
             values, middle = results.resid_pearson.to_numpy(), 0.0
-            weighted = results.model.design.weights is not None
-            label = "Residual × √weight" if weighted else "Residual"
-            label = f"{label} ({results.response_name})"
+            label = f"{_residual_name(results)} ({results.response_name})"
         ax.axhline(middle, color=_GREY, linewidth=0.8, linestyle=(0, (4, 3)))
         _scatter(ax, fitted, values)
         smooth = _binned_means(fitted, values)
@@ -332,6 +330,14 @@ def zeta(profile: Profile, parameters: Sequence[str] | None = None) -> np.ndarra
 
 
 # --------------------------------------------------------------- caterpillar
+
+
+def _residual_name(results: MixedResults) -> str:
+    """Say what `resid_pearson` are."""
+    if results.model.options.get("variance") is not None:
+        return "Residual / relative sd"
+    weighted = results.model.design.weights is not None
+    return "Residual × √weight" if weighted else "Residual"
 
 
 def _order_of_levels(modes: pd.Series, top: int | None, order: bool) -> np.ndarray:

@@ -224,6 +224,11 @@ class _Truth:
         frame = _frame(spec.formula, spec.table, model.design.rows)
         if model.design.weights is not None:
             frame[_WEIGHTS] = model.design.weights
+        if fit.mixed.residual_size:
+            raise ModelError(
+                "power is of models with independent residuals of one variance; "
+                "simulate from a fit, and refit, for others."
+            )
         roots = fit.mixed.roots if random is None and theta is None else None
         if roots is not None and sigma is not None:
             # Effects keep their own size when errors get another.

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ...compute import one_thread
-from ...errors import ConvergenceWarning, caution, listed
+from ...errors import ConvergenceWarning, ProfileWarning, caution, listed
 from .constrained import Block, Coordinates, Deviance, Held, State, settle
 from .structure import Structure, Term, fresh_label
 
@@ -41,8 +41,9 @@ __all__ = [
 _ROUGH, _EXACT = 1e-4, 1e-5
 # Of zeta, for a last step towards a limit.
 _NEAR = 3e-5
-# A residual standard deviation this much below its estimate counts as zero.
-_LEAST_SIGMA = 2 * np.log(1e-6)
+# A residual standard deviation this much below its estimate counts as zero: nearer, as
+# effects that follow every row allow, the deviance is lost to rounding.
+_LEAST_SIGMA = 2 * np.log(1e-3)
 # Radians that a correlation's angle moves at most.
 _TURN = 0.6
 # Rises of the deviance below this are not worth a look for another optimum.
@@ -139,10 +140,20 @@ class Curve:
     def at(
         self, u: float, knots: Sequence[Knot], best: Knot, tol: float = _ROUGH
     ) -> Knot:
-        """Return the constrained optimum at `u`, started from what `knots` foretell."""
+        """Return the constrained optimum at `u`, started from what `knots` foretell.
+
+        Its deviance is infinite where rounding makes it impossible.
+        """
         w = _foretell(u, knots)
         w[self.held.index] = u
         state, converged = settle(self.held, w, tol)
+        if state.value == inf:
+            # What knots foretell may be far off: the nearest of them is not.
+            w = min(knots, key=lambda knot: abs(knot.u - u)).w.copy()
+            w[self.held.index] = u
+            state, converged = settle(self.held, w, tol)
+            if state.value == inf:
+                return Knot(u, float(np.sign(u - best.u)) * inf, inf, 0.0, w)
         if self.kind == "cor":
             state, converged = self._elsewhere(state, converged, best, tol)
         rise = state.value - best.deviance
@@ -222,7 +233,10 @@ class Curve:
             # A last crumb before the edge is not worth a point.
             if side * (edge - u) < 0.2 * step:
                 u = edge
-            out.append(self.at(u, out, best))
+            knot = self.at(u, out, best)
+            if knot.deviance == inf:
+                break
+            out.append(knot)
         return out
 
     def _limit(self, last: Knot) -> float:
@@ -425,11 +439,14 @@ def profile(
     Warns
     -----
     ConvergenceWarning
+    ProfileWarning
+        Parameters of structured covariances are left out: the others are profiled over
+        them.
     """
     point = results.mixed.by_ml.point
     return profiled(
         lambda: _curves(results, point), lambda curve: _estimate(curve, point),
-        parameters, point.value, alpha, steps, results.reml,
+        parameters, point.value, alpha, steps, results.reml, point.structure,
     )  # fmt: skip
 
 
@@ -441,6 +458,7 @@ def profiled(
     alpha: float,
     steps: int,
     refitted: bool,
+    structure: Structure,
 ) -> Profile:
     """Walk along the curves that were asked for.
 
@@ -458,10 +476,16 @@ def profiled(
     steps : int
     refitted : bool
         Whether the fit was by REML.
+    structure : Structure
 
     Returns
     -------
     Profile
+
+    Warns
+    -----
+    ProfileWarning
+        Where all random effects were asked for, and some are of structured covariances.
     """
     from scipy.special import ndtri
 
@@ -469,6 +493,7 @@ def profiled(
         raise ValueError(f"alpha must be between 0 and 1, not {alpha!r}.")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps!r}.")
+    _warn_of_structured(structure, parameters)
     goal, found = float(ndtri(1 - alpha / 2)), []
     for curve in _chosen(list(curves()), parameters):
         best = estimate(curve)
@@ -483,6 +508,21 @@ def profiled(
         else ""
     )
     return Profile(tuple(found), deviance, note)
+
+
+def _warn_of_structured(
+    structure: Structure, parameters: str | Sequence[str] | None
+) -> None:
+    """Say which parameters of covariances have no profile."""
+    texts = ", ".join(term.text for term in structure.structured)
+    asked = [parameters] if isinstance(parameters, str) else parameters or ["random"]
+    if texts and {"random", "theta"} & set(asked):
+        caution(
+            f"the standard deviations, correlations and ranges of {texts} have no "
+            "profile; all others are profiled over them. For intervals use "
+            "random_params() or bootstrap().",
+            ProfileWarning,
+        )
 
 
 def _curves(results: MixedResults, point: Point) -> list[Curve]:

@@ -29,6 +29,8 @@ __all__ = ["Residuals", "Variance", "correlation_term", "variance_terms"]
 _CORRELATIONS = ("ar1", "ou", "cs")
 _VARIANCES = ("ident", "power", "exp")
 _EXAMPLE = "'ar1(time | id)', 'ou(time | id)' or 'cs(1 | id)'"
+#: Variables of the variance must not be farther from zero, in standard deviations.
+_FAR = 100.0
 #: Shapes beyond these are as good as infinite.
 _FARTHEST = 30.0
 
@@ -403,6 +405,7 @@ class Residuals:
                     "zero; shift it, or use exp."
                 )
             columns.append(np.log(np.abs(x)) if variance.kind == "power" else x)
+            _check_near(columns[-1], variance)
             labels.append(variance.text)
             ratios.append(False)
         n = parts[0].n if parts else 0
@@ -485,6 +488,22 @@ class Residuals:
             else:
                 out.append(("variance", label, float(value), 1.0, "plain"))
         return out
+
+
+def _check_near(slopes: np.ndarray, variance: Variance) -> None:
+    """Refuse a variable whose factor is one only far outside the data."""
+    spread, most = float(slopes.std()), float(np.abs(slopes).max())
+    if not 1e-8 * most < spread < most / _FAR:
+        return
+    name, middle = variance.text[len(variance.kind) + 1 : -1], float(np.median(slopes))
+    if variance.kind == "power":
+        instead = f"power(I({name} / {np.exp(middle):.4g}))"
+    else:
+        instead = f"exp(I({name} - {middle:.4g}))"
+    raise DesignError(
+        f"variance={variance.text!r}: its values are all far from where its factor is "
+        f"one, which sigma is the standard deviation of; write {instead}."
+    )
 
 
 def _column(matrix: Any, text: str) -> np.ndarray:

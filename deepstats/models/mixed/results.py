@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -512,6 +512,14 @@ class MixedResults(Results):
         return cross_validate(self, folds, groups, seed)
 
     # -- what the model has not ------------------------------------------------------
+
+    @property
+    def likelihood(self) -> NoReturn:
+        """Not here: rows are not independent; `llf` has the value."""
+        raise ModelError(
+            "linear mixed models have no likelihood row by row, nor marginal effects: "
+            "these are the coefficients. Use llf, params, t_test and predict."
+        )
 
     def get_prediction(self, exog: Any = None, **options: Any) -> Any:
         """Use ``predict(..., interval=)`` instead."""

@@ -18,7 +18,10 @@ from .small import LEAST_START, small_of, solve_moments
 from .sparse import SparseLayout
 from .structure import Term, lower_factor
 
-__all__ = ["Found", "determined", "minimise", "moments"]
+__all__ = [
+    "Found", "bounded_step", "corrected", "definite", "determined", "minimise", "moments",
+    "moments_of_scores", "starting",
+]  # fmt: skip
 
 # A standardised standard deviation below this counts as zero.
 _ZERO = 1e-6
@@ -303,7 +306,7 @@ def bounded_step(
         s = _solved(H, g)
         if (s >= room).all():
             return -s, float(np.sqrt(max(-(s @ g), 0.0)))
-    H = _definite(H)
+    H = definite(H)
     held = (room >= 0) & (g >= 0)
     s = np.zeros_like(x)
     for _ in range(4 * len(x) + 4):
@@ -329,21 +332,37 @@ def bounded_step(
 
 
 def _solved(H: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """``-|H|^-1 g``; see `_definite`."""
+    """``-|H|^-1 g``; see `definite`."""
     d = np.sqrt(np.maximum(np.abs(H.diagonal()), 1e-300))
     scaled = H / d[:, None] / d
     factor, info = lapack.dpotrf(scaled, lower=1)
     if not info and factor.diagonal().min() > 1e-3:
         return -lapack.dpotrs(factor, g / d, lower=1)[0].ravel() / d
-    return -np.linalg.solve(_definite(H), g)
+    return -np.linalg.solve(definite(H), g)
 
 
-def _definite(H: np.ndarray) -> np.ndarray:
+def definite(H: np.ndarray) -> np.ndarray:
     """``|H|``, with directions of no curvature damped."""
     d = np.sqrt(np.maximum(np.abs(np.diag(H)), 1e-300))
     values, vectors = np.linalg.eigh(H / d[:, None] / d)
     values = np.maximum(np.abs(values), 1e-8 * max(abs(values).max(), 1e-300))
     return (vectors * values) @ vectors.T * d[:, None] * d
+
+
+def corrected(H: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Make a Hessian agree with the last change of the gradient (BFGS, damped)."""
+    if not np.isfinite(y).all():
+        return H
+    if not s @ H @ s > 0:
+        # What the step was made with; kept as it was, H would never be corrected.
+        H = definite(H)
+    Hs = H @ s
+    sHs, sy = float(s @ Hs), float(s @ y)
+    if not sHs > 0:
+        return H
+    share = 1.0 if sy >= 0.2 * sHs else 0.8 * sHs / (sHs - sy)
+    y = share * y + (1 - share) * Hs
+    return H - np.outer(Hs, Hs) / sHs + np.outer(y, y) / float(s @ y)
 
 
 def _line_search(

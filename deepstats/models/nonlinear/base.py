@@ -32,6 +32,8 @@ __all__ = ["CurveModel", "CurveResults"]
 
 #: Relative offset to which starts are looked for.
 _ROUGH = 1e-3
+#: Residuals are rounding where their squares are this share of the responses'.
+_ROUNDING = 1e-26
 
 
 class CurveModel(RegressionModel):
@@ -138,6 +140,22 @@ class CurveModel(RegressionModel):
                 f"in row {self.design.index[row]!r}); give other start= values."
             )
         return beta
+
+    def check_residuals(self, variance: float) -> None:
+        """Refuse a curve that meets all responses: it leaves nothing to estimate from.
+
+        Parameters
+        ----------
+        variance : float
+            Of the residuals.
+        """
+        size = float((self.rows.w * self.rows.y.square()).mean())
+        if not variance > _ROUNDING * size:
+            raise ModelError(
+                f"the curve goes through all values of {self.design.y_name}: the "
+                "residual variance is zero, and there is no likelihood. Are the "
+                "responses computed from the curve?"
+            )
 
     def _is_given(self, parameter: str) -> bool:
         labels = dict(zip(self.reading.parameters, self.reading.labels, strict=True))

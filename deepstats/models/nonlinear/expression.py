@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ _OPERATORS: Mapping[type, Callable[[Any, Any], Any]] = {
     ast.Div: operator.truediv, ast.Pow: operator.pow,
 }  # fmt: skip
 _CONSTANTS = {"pi": math.pi}
+_QUOTED_OR_POWER = re.compile(r"`[^`]*`|\^")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class Expression:
         """
         found = cls(
             text.strip(),
-            parse_expression(text.strip().replace("^", "**")),
+            parse_expression(_with_powers(text.strip())),
             dict(context or {}),
         )
         for node in ast.walk(found.tree):
@@ -73,8 +75,16 @@ class Expression:
     @property
     def names(self) -> tuple[str, ...]:
         """Columns and parameters, in the order of the text."""
-        found = expression_variables(self.text.replace("^", "**"))
-        return tuple(n for n in found if n not in _CONSTANTS)
+        return tuple(n for n in self._variables if n not in _CONSTANTS)
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Names in the text that are numbers: ``pi``."""
+        return tuple(n for n in self._variables if n in _CONSTANTS)
+
+    @property
+    def _variables(self) -> tuple[str, ...]:
+        return expression_variables(_with_powers(self.text))
 
     @property
     def curve(self) -> Curve | None:
@@ -156,6 +166,11 @@ class Expression:
             f"no function {name!r}; a curve may call {', '.join(CURVES)}, "
             f"{', '.join(FUNCTIONS)}, and what context={{'{name}': function}} gives."
         )
+
+
+def _with_powers(text: str) -> str:
+    """Write powers as Python does; names in backticks stay as they are."""
+    return _QUOTED_OR_POWER.sub(lambda m: "**" if m[0] == "^" else m[0], text)
 
 
 def check_rowwise(

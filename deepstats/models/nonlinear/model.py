@@ -214,11 +214,13 @@ class NonlinearMixed(CurveModel):
             found = alternate(
                 linear, beta, reml=reml, max_iterations=maxiter, tolerance=tol
             )
+            self.check_residuals(found.found.point.variance)
             return self._alternated(found)
         near = alternate(
             linear, beta, reml=False, max_iterations=min(_ENOUGH, maxiter),
             tolerance=max(tol, 1e-3),
         )  # fmt: skip
+        self.check_residuals(near.found.point.variance)
         expected = information == "expected"
         criterion = (
             Laplace(linear, expected)

@@ -87,8 +87,10 @@ class Pictures(MixedPictures):
             ax.set_title(str(random.grouping.levels[level]), loc="left", fontsize=9)
         for ax in axes.flat[len(levels) :]:
             ax.set_visible(False)
-        for ax in axes[-1]:
+        # The lowest panel of each column, though others stand lower beside it.
+        for ax in axes.flat[max(len(levels) - columns, 0) : len(levels)]:
             ax.set_xlabel(x)
+            ax.tick_params(labelbottom=True)
         for row in axes:
             row[0].set_ylabel(self.results.response_name)
         axes[0, 0].legend(frameon=False, fontsize=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -169,7 +170,8 @@ def _text(formula: str, fixed: Mapping[str, Rhs], terms: Sequence[tuple]) -> str
 def _split(formula: str) -> tuple[str, str]:
     if not isinstance(formula, str):
         raise FormulaError(f"a formula is text, not {type(formula).__name__}")
-    sides = formula.split("~")
+    # What stands in backticks is the name of a column.
+    sides = re.split(r"~(?=(?:[^`]*`[^`]*`)*[^`]*$)", formula)
     if len(sides) == 3 and "|" in sides[2]:
         raise FormulaError(
             "random effects are an argument of their own, such as "
@@ -280,6 +282,12 @@ def _parameters(
             raise ModelError(
                 f"{name!r} is a parameter of the curve and a column of the data; "
                 "rename one of them."
+            )
+    for name in expression.constants:
+        if name in columns:
+            raise ModelError(
+                f"{name!r} is a number in a curve, and a column of the data; rename "
+                "the column."
             )
     found = tuple(n for n in expression.names if n in ours or n not in columns)
     if not found:

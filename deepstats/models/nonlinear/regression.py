@@ -162,6 +162,8 @@ class NonlinearRegression(CurveModel):
                 "determine one another where the search ended. Give other start= "
                 "values, or a curve with fewer parameters."
             )
+        n, p = found.gradient.shape
+        self.check_residuals(found.rss / n)
         message = (
             "converged" if found.converged
             else f"not converged in {found.iterations} iterations"
@@ -175,7 +177,6 @@ class NonlinearRegression(CurveModel):
                 "values or raise maxiter=.",
                 ConvergenceWarning,
             )
-        n, p = found.gradient.shape
         llf = -0.5 * (n * (log(2 * pi * found.rss / n) + 1) - self.rows.log_weights)
         R = torch.linalg.qr(found.gradient, mode="r")[1]
         inverse = torch.linalg.solve_triangular(

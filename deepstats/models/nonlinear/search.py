@@ -12,7 +12,7 @@ from math import inf
 
 import numpy as np
 
-from ..mixed.search import bounded_step
+from ..mixed.search import bounded_step, corrected
 from .laplace import Laplace, Point
 
 __all__ = ["Found", "hessian", "minimise"]
@@ -100,7 +100,7 @@ def minimise(
             converged = length < 1e3 * tolerance
             message = "converged to rounding" if converged else "no step descends"
             break
-        H = _corrected(H, after.z - now.z, after.gradient - now.gradient)
+        H = corrected(H, after.z - now.z, after.gradient - now.gradient)
         now, exact = after, False
     if not exact:
         H = hessian(now, _scale(H, scale))
@@ -165,14 +165,3 @@ def _line(
         length /= 2
     criterion.hold(now.modes)
     return None
-
-
-def _corrected(H: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Make a Hessian agree with the last change of the gradient (BFGS, damped)."""
-    Hs = H @ s
-    sHs, sy = float(s @ Hs), float(s @ y)
-    if sHs <= 0 or not np.isfinite(sy):
-        return H
-    share = 1.0 if sy >= 0.2 * sHs else 0.8 * sHs / (sHs - sy)
-    y = share * y + (1 - share) * Hs
-    return H - np.outer(Hs, Hs) / sHs + np.outer(y, y) / float(s @ y)

@@ -34,6 +34,8 @@ class Choice:
         Of a stepwise choice.
     steps : tuple of ndarray
         The models a stepwise search went through.
+    draws : int
+        Steps of random dropout.
     """
 
     family: str
@@ -41,6 +43,7 @@ class Choice:
     scored: Scored = field(repr=False)
     screen: Screen | None = None
     steps: tuple[np.ndarray, ...] = ()
+    draws: int = 0
 
     @property
     def best(self) -> np.ndarray:
@@ -54,7 +57,12 @@ class Choice:
 
 
 def method_for(terrain: Terrain, method: str, limit: int) -> str:
-    """Return the method that "auto" stands for: all models where they are few."""
+    """Return the method that "auto" stands for: all models where they are few.
+
+    Without candidates there is one model, whatever the method.
+    """
+    if terrain.combinations == 1:
+        return "exhaustive"
     if method != "auto":
         return method
     p = terrain.patterns
@@ -133,13 +141,14 @@ def choose(
         x = None if start is None else start.x
         return Choice(family, method, search.fit(every_choice(terrain), x, tolerance))
     if method == "stepwise":
-        screen = screened(terrain, seed=seed) if screen is None else screen
+        if screen is None:
+            screen = screened(terrain, seed=seed, weights=weights)
         path = _stepwise(search, screen.keep)
         return Choice(
             family, method, path[-1], screen, tuple(scored.choice for scored in path)
         )
-    picked = dropped_out(terrain, steps, seed=seed)
-    return Choice(family, method, _pruned(search, picked))
+    picked = dropped_out(terrain, steps, seed=seed, weights=weights)
+    return Choice(family, method, _pruned(search, picked), draws=steps)
 
 
 def _stepwise(search: Search, keep: np.ndarray) -> list[Scored]:

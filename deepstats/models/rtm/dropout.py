@@ -16,8 +16,9 @@ __all__ = ["dropped_out"]
 
 
 def dropped_out(
-    terrain: Terrain, steps: int = 10_000, rate: float = 0.001, seed: int = 0
-) -> np.ndarray:
+    terrain: Terrain, steps: int = 10_000, rate: float = 0.001, seed: int = 0,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """Return the candidate of each factor that dropout and pruning leave; shape (F,).
 
     Parameters
@@ -27,6 +28,8 @@ def dropped_out(
     rate : float, default 0.001
         Learning rate of Adam.
     seed : int, default 0
+    weights : ndarray, shape (n,), optional
+        How often each unit counts.
 
     Returns
     -------
@@ -36,15 +39,17 @@ def dropped_out(
     generator = torch.Generator().manual_seed(seed)
     p = terrain.exposed
     sums = torch.as_tensor(
-        p.sums(terrain.y, False, None, np.exp(terrain.offset)) / terrain.n
+        p.sums(terrain.y, False, weights, np.exp(terrain.offset)) / terrain.n
     )
     Z = torch.as_tensor(p.covariates)
     columns = torch.as_tensor(p.columns, dtype=torch.float64).T.contiguous()
     forced = torch.zeros(Z.shape[1], dtype=torch.float64, requires_grad=True)
     effects = 0.1 * torch.rand(len(columns), dtype=torch.float64, generator=generator)
     effects.requires_grad_()
-    sizes = torch.as_tensor(terrain.sizes)
-    starts = torch.as_tensor(terrain.starts)
+    # A factor none of whose candidates varies has nothing to be drawn.
+    able = torch.as_tensor(terrain.sizes) > 0
+    sizes = torch.as_tensor(terrain.sizes)[able]
+    starts = torch.as_tensor(terrain.starts)[able]
     draws = torch.rand(steps, len(sizes), generator=generator)
     picks = starts + (draws * sizes).long()
     adam = torch.optim.Adam([forced, effects], lr=rate)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+from ...expressions import quote_name
 from .layers import Points
 
 __all__ = ["KERNELS", "Candidate", "Rule", "densities", "distances", "operationalise"]
@@ -41,6 +42,11 @@ class Rule:
     size: float
     threshold: float
     name: str
+
+    @property
+    def label(self) -> str:
+        """Name of its coefficient: in backticks where it is no identifier."""
+        return quote_name(self.name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -248,7 +249,11 @@ class RiskTerrain:
         -------
         RiskTerrainResults
         """
-        choices = self.choose(self.terrain, self.plan.families, steps=steps, seed=seed)
+        if isinstance(steps, bool) or not (isinstance(steps, Integral) and steps > 0):
+            raise ValueError(f"steps must be a whole number from 1, not {steps!r}.")
+        choices = self.choose(
+            self.terrain, self.plan.families, steps=int(steps), seed=seed
+        )
         best = min(choices, key=lambda family: choices[family].criterion)
         rules = self.rules(choices[best].best)
         self._say(choices[best])

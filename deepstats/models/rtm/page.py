@@ -90,7 +90,7 @@ def _risks(results: RiskTerrainResults, alpha: float) -> Table:
 
 def _others(results: RiskTerrainResults, alpha: float) -> Table:
     """Intercept, what was forced in, and the overdispersion."""
-    final, chosen = results.final, {r.name for r in results.rules}
+    final, chosen = results.final, {r.label for r in results.rules}
     names = [n for n in final.names if n not in chosen]
     return coefficient_table(
         final.params[names], final.bse[names], final.tvalues[names],

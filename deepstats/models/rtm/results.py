@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ...errors import DesignError, ModelError
+from ...expressions import quote_name
 from ...results import Results
 from ...summary import Summary
 from .choosing import Choice, alone
@@ -46,17 +47,17 @@ def risk_table(
         (relative risk value, ``exp(coef)``), and its limits conf_low and conf_high;
         the largest first.
     """
-    names = [r.name for r in rules]
-    limits = np.exp(final.conf_int(alpha).loc[names].to_numpy()).reshape(-1, 2)
+    names, labels = [r.name for r in rules], [r.label for r in rules]
+    limits = np.exp(final.conf_int(alpha).loc[labels].to_numpy()).reshape(-1, 2)
     frame = pd.DataFrame(
         {
             "factor": [r.factor for r in rules], "kind": [r.kind for r in rules],
             "size": [r.size for r in rules],
-            "coef": final.params[names].to_numpy(),
-            "std_error": final.bse[names].to_numpy(),
-            "z": final.tvalues[names].to_numpy(),
-            "p_value": final.pvalues[names].to_numpy(),
-            "rrv": np.exp(final.params[names].to_numpy()),
+            "coef": final.params[labels].to_numpy(),
+            "std_error": final.bse[labels].to_numpy(),
+            "z": final.tvalues[labels].to_numpy(),
+            "p_value": final.pvalues[labels].to_numpy(),
+            "rrv": np.exp(final.params[labels].to_numpy()),
             "conf_low": limits[:, 0], "conf_high": limits[:, 1],
         },
         index=pd.Index(names, name="risk factor"),
@@ -316,7 +317,7 @@ class RiskTerrainResults:
 
     def _score(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
         """Relative risk score of units whose columns these are."""
-        slopes = [float(self.params[name]) for name in columns]
+        slopes = [float(self.params[quote_name(name)]) for name in columns]
         size = len(next(iter(columns.values()))) if columns else self.model.terrain.n
         eta = np.zeros(size)
         for slope, column in zip(slopes, columns.values(), strict=True):

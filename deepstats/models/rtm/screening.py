@@ -136,8 +136,9 @@ def _quadratic(
 
 
 def screened(
-    terrain: Terrain, folds: int = 5, share: float = 0.5, seed: int = 0
-) -> Screen:
+    terrain: Terrain, folds: int = 5, share: float = 0.5, seed: int = 0,
+    weights: np.ndarray | None = None,
+) -> Screen:  # fmt: skip
     """Choose the penalty by cross-validation, and say what it keeps.
 
     Parameters
@@ -148,6 +149,8 @@ def screened(
         Of the absolute values in the penalty.
     seed : int, default 0
         Of the folds.
+    weights : ndarray, shape (n,), optional
+        How often each unit counts; all its copies are in one fold.
 
     Returns
     -------
@@ -156,7 +159,8 @@ def screened(
     p, exposure = terrain.exposed, np.exp(terrain.offset)
     Z, X, none = p.covariates, p.columns.astype(np.float64), np.zeros(len(p))
     fold = np.random.default_rng(seed).permutation(terrain.n) % folds
-    everyone = p.sums(terrain.y, False, None, exposure)
+    w = np.ones(terrain.n) if weights is None else weights
+    everyone = p.sums(terrain.y, False, w, exposure)
     penalties = _path(Z, X, everyone, share)
 
     def path(sums: np.ndarray) -> np.ndarray:
@@ -165,7 +169,7 @@ def screened(
     deviance = np.zeros(len(penalties))
     both = np.column_stack([Z, X])
     for k in range(folds):
-        left_out = p.sums(terrain.y, False, (fold == k).astype(np.float64), exposure)
+        left_out = p.sums(terrain.y, False, w * (fold == k), exposure)
         eta = both @ path(everyone - left_out).T
         deviance += 2 * (left_out[:, 0] @ np.exp(eta) - left_out[:, 1] @ eta)
     coefficients = path(everyone)[:, Z.shape[1] :]

@@ -101,7 +101,8 @@ def split_sample(
     inside, outside = np.flatnonzero(first), np.flatnonzero(~first)
     part = model.terrain.subset(inside)
     families = model.plan.families
-    choices = model.choose(part, families, seed=seed)
+    draws = results.choices[results.family].draws
+    choices = model.choose(part, families, steps=draws, seed=seed)
     family = min(choices, key=lambda name: choices[name].criterion)
     rules = model.rules(choices[family].best)
     for rule in rules:
@@ -170,7 +171,8 @@ def bootstrap(
 
     Notes
     -----
-    The family is that of the fit. Thresholds of densities stay.
+    The family is that of the fit, the screen or random dropout that of the units drawn.
+    Thresholds of densities stay.
     """
     if reps < 2:
         raise ValueError(f"reps={reps} must be at least 2.")
@@ -180,9 +182,9 @@ def bootstrap(
     codes = _groups(results, groups)
     size = int(codes.max()) + 1
     given = results.choices[results.family]
-    options: dict[str, Any] = {"screen": given.screen}
+    options: dict[str, Any] = {"steps": given.draws}
     if given.method == "exhaustive":
-        options |= {"start": given.scored, "tolerance": _TOLERANCE}
+        options = {"start": given.scored, "tolerance": _TOLERANCE}
     generator = np.random.default_rng(seed)
     draws = np.zeros((reps, len(terrain.factors)))
     picked = np.zeros((reps, len(terrain.factors)), dtype=np.int64)

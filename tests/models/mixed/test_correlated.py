@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import deepstats as ds
-from deepstats.errors import DesignError, ModelError
+from deepstats.errors import ConvergenceWarning, DesignError, ModelError
 from deepstats.models.mixed import LinearMixed
 from deepstats.models.mixed.correlated import CorrelatedResults, Whitened
 
@@ -239,7 +239,7 @@ def test_whitening(name):
 def test_recovery():
     """Estimates of data drawn from a fit are about it, and as spread as it says."""
     rng = np.random.default_rng(4)
-    data = rows(5, groups=60, size=8)
+    data = rows(5, groups=150, size=9)
     data["y"] = 1 + 0.5 * data.x + rng.standard_normal(len(data))
     options = {"correlation": "ar1(day | g)", "variance": "ident(sex)"}
     model = LinearMixed("y ~ x + (1 | g)", data, **options)
@@ -250,7 +250,7 @@ def test_recovery():
     estimates, errors, slopes = [], [], []
     for _ in range(40):
         noise = problem.residuals.color(phi, rng.standard_normal((len(data), 1)))[:, 0]
-        effects = rng.standard_normal(60)
+        effects = rng.standard_normal(150)
         again = data.assign(y=1 + 0.5 * data.x + effects[codes] + noise)
         found = LinearMixed("y ~ x + (1 | g)", again, **options).fit()
         own = found.residual_params()
@@ -348,6 +348,44 @@ def test_predictions():
         unequal.predict(interval="prediction")
 
 
+def test_convergence_is_checked_in_the_residuals_parameters():
+    found = fit("ovary ar1", True).check_convergence()
+    assert found.ok
+    assert 0 < found.smallest_curvature < 1
+    data = rows(3)
+    model = LinearMixed("y ~ x + (1 | g)", data, correlation="ar1(day | g)")
+    with pytest.warns(ConvergenceWarning, match="did not converge"):
+        early = model.fit(maxiter=1, tol=1e-9)
+    assert not early.check_convergence().ok
+
+
+def test_nested_residual_covariances_are_compared():
+    data = rows(3)
+
+    def results(**options):
+        return LinearMixed("y ~ x + (1 | g)", data, **options).fit()
+
+    small = results(variance="ident(sex)", correlation="ar1(day|g)")
+    large = results(variance="exp(x) * ident( sex )", correlation="ar1(day | g)")
+    test = large.compare_lr_test(small)
+    assert test.df_num == 1
+    assert test.statistic == pytest.approx(2 * (large.llf - small.llf))
+    with pytest.raises(ValueError, match="not nested"):
+        large.compare_lr_test(results(variance="ident(C(day))"))
+
+
+def test_variables_far_from_zero_are_refused():
+    """Their factor is one only far outside the data; the advice works."""
+    data = rows(3)
+    data["year"] = 2000.0 + data["day"]
+    formula = "y ~ x + (1 | g)"
+    for variance in ("exp(year)", "power(year)"):
+        with pytest.raises(DesignError, match="far from where") as caught:
+            LinearMixed(formula, data, variance=variance).fit()
+        instead = str(caught.value).rpartition("write ")[2].rstrip(".")
+        assert LinearMixed(formula, data, variance=instead).fit().converged
+
+
 def test_missing_values_of_the_residuals_variables_are_dropped():
     data = rows()
     data.loc[3, "day"] = np.nan
@@ -369,6 +407,11 @@ def test_what_is_for_independent_residuals(what):
         results.with_ddf("kenward-roger")
     with pytest.raises(ModelError, match="exact method"):
         results.model.fit(method="vi")
+    with pytest.raises(ModelError, match="independent residuals"):
+        ds.power(results, test="Time", along="Mare", sizes=[20], n_sim=2)
+    with pytest.raises(ModelError, match="no likelihood row by row"):
+        results.get_margeff()
+    assert results.get_robustcov_results("nonrobust") is results
 
 
 @pytest.mark.parametrize(

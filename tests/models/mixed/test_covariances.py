@@ -5,13 +5,20 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import special
 from scipy.linalg import toeplitz
+from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
 import deepstats as ds
-from deepstats.errors import DesignError, ModelError, SingularFitWarning
+from deepstats.errors import (
+    DesignError,
+    ModelError,
+    ProfileWarning,
+    SingularFitWarning,
+)
 from deepstats.models.mixed import LinearMixed
 from deepstats.models.mixed.covariances import KINDS, Covariance, covariance_of
 from deepstats.models.mixed.criterion import Criterion
@@ -347,10 +354,38 @@ def test_bootstrap_knows_the_parameters(ar1):
 
 
 def test_profile_is_of_the_other_parameters(ar1):
-    found = ar1.profile().conf_int()
+    with pytest.warns(ProfileWarning, match=r"ar1\(0 \+ f \| g\) have no profile"):
+        found = ar1.profile().conf_int()
     assert found.index.tolist() == ["sigma", "Intercept", "x"]
     wald = ar1.refit(reml=False).conf_int().loc["x"]
     np.testing.assert_allclose(found.loc["x"], wald, rtol=0.02)
+
+
+def test_profile_of_a_residual_that_may_be_none():
+    """Where effects follow every row, sigma goes to zero and the deviance stays low."""
+    rng = np.random.default_rng(3)
+    times = [np.sort(rng.choice(12, 6, replace=False)) for _ in range(25)]
+    data = pd.DataFrame({
+        "g": np.repeat(np.arange(25), 6), "time": np.concatenate(times),
+        "x": rng.standard_normal(150),
+    })  # fmt: skip
+    lags = np.abs(np.subtract.outer(data.time.to_numpy(), data.time.to_numpy()))
+    same = np.equal.outer(data.g.to_numpy(), data.g.to_numpy())
+    V = np.where(same, 2 * np.exp(-lags / 2), 0.0) + 0.2 * np.eye(150)
+    data["y"] = 0.5 * data.x + np.linalg.cholesky(V) @ rng.standard_normal(150)
+    results = ds.lmer("y ~ x + ou(time | g)", data).fit()
+    with pytest.warns(ProfileWarning, match="ou"):
+        low, high = results.profile().conf_int().loc["sigma"]
+    assert results.sigma < high < data.y.std()
+
+    def without(w: np.ndarray) -> float:
+        """Deviance with the process alone."""
+        process = np.where(same, np.exp(w[0] - lags * np.exp(-w[1])), 0.0)
+        return -2 * multivariate_normal(w[2] + w[3] * data.x, process).logpdf(data.y)
+
+    rise = minimize(without, [0, 0, 0, 0.5]).fun + 2 * results.refit(reml=False).llf
+    assert 0 < rise < 3.84
+    assert low == 0
 
 
 def test_predictions_of_places():

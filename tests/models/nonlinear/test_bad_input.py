@@ -162,6 +162,24 @@ def test_a_variance_of_zero_is_said(data):
         assert "singular fit" in results.summary().as_text()
 
 
+def test_responses_without_residuals_are_refused(data):
+    exact = data.assign(y=10 / (1 + np.exp((4 - data["x"]) / 1.2)))
+    with pytest.raises(ModelError, match="goes through all values of y"):
+        ds.nls(CURVE, exact).fit()
+    flat, start = data.assign(y=3.0), {"a": 1.0, "b": 0.1}
+    with pytest.raises(ModelError, match="goes through all values of y"):
+        ds.nls("y ~ a * exp(b * x)", flat, start=start).fit()
+    for method in ("laplace", "lindstrom-bates"):
+        with pytest.raises(ModelError, match="goes through all values of y"):
+            nlmer(exact).fit(method)
+
+
+def test_a_column_with_the_name_of_a_number_is_refused(data):
+    frame = data.rename(columns={"x": "pi"})
+    with pytest.raises(ModelError, match="'pi' is a number"):
+        ds.nls("y ~ a + b * pi", frame, start={"a": 1, "b": 1})
+
+
 def test_what_results_do_not_have():
     results = fit("orange")
     for call in (

@@ -12,6 +12,7 @@ import deepstats as ds
 from deepstats.errors import ModelError
 from deepstats.models.nonlinear.laplace import Laplace
 from deepstats.models.nonlinear.quadrature import Quadrature
+from deepstats.models.nonlinear.search import minimise
 
 from .data import fit, load, model, simulated
 
@@ -212,3 +213,15 @@ def test_modes_minimise_the_penalised_sum_of_squares():
     (gradient,) = torch.autograd.grad(value, b)
     assert float(gradient.abs().max()) < 1e-6
     assert modes.penalised == pytest.approx(value.item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("x", [[1.0, 1.0], [0.0, 5.0], [20.0, 0.01]])
+def test_search_gets_out_of_where_the_likelihood_is_not_convex(x):
+    """Far from the optimum the Hessian is indefinite; it is mended on the way."""
+    results = fit("orange_two")
+    criterion = Laplace(results.model.linear, True)
+    z = np.concatenate([x, results.params, [np.log(results.sigma)]])
+    scale = np.concatenate([0.1 * np.maximum(x, 0.1), results.bse, [0.05]])
+    found = minimise(criterion, z, scale)
+    assert found.converged
+    assert found.point.value == pytest.approx(-2 * results.llf, abs=1e-8)

@@ -182,6 +182,20 @@ def test_functions_of_the_caller_are_as_good_as_our_own():
         np.testing.assert_allclose(results.bse, fit("orange").bse, rtol=1e-4)
 
 
+def test_names_in_backticks_are_not_read_as_operators():
+    frame = simulated(1)
+    plain = ds.nlmer(
+        "y ~ SSlogis(x^1, Asym, xmid, scal)", frame, random="Asym ~ 1 | g"
+    ).fit()
+    odd = frame.rename(columns={"x": "x^1", "g": "a~g", "y": "y ~ z"})
+    results = ds.nlmer(
+        "`y ~ z` ~ SSlogis(`x^1`, Asym, xmid, scal)", odd, random="Asym ~ 1 | `a~g`"
+    ).fit()
+    assert results.llf == plain.llf
+    new = results.predict(odd.head(3)).to_numpy()
+    np.testing.assert_allclose(new, results.fittedvalues[:3], rtol=1e-12)
+
+
 def test_start_values_by_coefficient():
     given = {"Asym:Intercept": 20.0, "xmid": 55.0, "scal": 8.5}
     model = ds.nlmer(
@@ -244,6 +258,8 @@ def test_pictures():
     x, y = line.get_data()
     data = load("Theoph").query("Subject == '1'").iloc[[0] * len(x)].assign(Time=x)
     np.testing.assert_allclose(y, results.predict(data))
+    short = results.plot.curves(top=5, columns=3)
+    assert [ax.get_xlabel() for ax in short] == ["", "", "Time", "Time", "Time"]
     with pytest.raises(ValueError, match="not a covariate"):
         results.plot.curves("Wt")
     with pytest.raises(ValueError, match="no grouping factor"):

@@ -8,6 +8,7 @@ import pytest
 
 import deepstats as ds
 from deepstats.models.rtm.choosing import choose, every_choice
+from deepstats.models.rtm.dropout import dropped_out
 from deepstats.models.rtm.screening import elastic_net, screened
 from deepstats.models.rtm.terrain import Search
 
@@ -171,6 +172,55 @@ def test_dropout_is_a_model_of_one_candidate_each_and_never_better():
     for results in found:
         assert results.bic >= best - 1e-9
         assert (results.risk_table()["coef"] >= 0).all()
+
+
+@pytest.mark.parametrize("choose", ["auto", "stepwise", "dropout"])
+def test_without_candidates_there_is_one_model(choose):
+    units, _ = city(1, 200)
+    built = ds.rtm(
+        "rtm(crimes ~ air, distances=(200,))", units, {"air": units[["x", "y"]]},
+        choose=choose, family="poisson",
+    )  # fmt: skip
+    with pytest.warns(ds.errors.SelectionWarning):
+        results = built.fit(steps=10)
+    assert results.rules == () and len(results.models()) == 1
+
+
+@pytest.mark.parametrize("steps", [0, -3, 1.5, True])
+def test_steps_are_a_whole_number(steps):
+    with pytest.raises(ValueError, match="steps must be a whole number"):
+        model(choose="dropout").fit(steps=steps)
+
+
+def test_dropout_passes_over_a_factor_without_candidates():
+    units, layers = city(1, 300)
+    layers = {**layers, "air": units[["x", "y"]]}
+    for text in ("trees + alcohol + air", "air + trees + alcohol"):
+        built = ds.rtm(
+            f"rtm(crimes ~ {text}, distances=(200, 400))", units,
+            {name: layers[name] for name in text.split(" + ")},
+        )  # fmt: skip
+        picked = dict(
+            zip(built.terrain.factors, dropped_out(built.terrain, 300), strict=True)
+        )
+        assert picked["air"] == 0
+        if text.endswith("air"):
+            before = picked
+    assert picked == before
+
+
+def test_weights_of_screen_and_dropout_are_repeated_units():
+    terrain = model().terrain
+    drawn = np.random.default_rng(2).integers(terrain.n, size=terrain.n)
+    w = np.bincount(drawn, minlength=terrain.n).astype(float)
+    repeated = terrain.subset(drawn)
+    one, two = screened(terrain, weights=w), screened(repeated)
+    np.testing.assert_allclose(one.penalties, two.penalties, rtol=1e-9)
+    np.testing.assert_allclose(one.coefficients, two.coefficients, atol=1e-6)
+    assert not np.allclose(one.penalties, screened(terrain).penalties)
+    np.testing.assert_array_equal(
+        dropped_out(terrain, 400, weights=w), dropped_out(repeated, 400)
+    )
 
 
 def kkt(terrain, theta, penalty, share):

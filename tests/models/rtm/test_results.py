@@ -10,6 +10,7 @@ import pytest
 import deepstats as ds
 from deepstats.errors import CoordinateError, DesignError, ModelError
 from deepstats.models.rtm import PointLayer, grid
+from deepstats.models.rtm.choosing import choose as choose_by
 
 from .data import BANDS, DISTANCES, city
 
@@ -293,6 +294,48 @@ def test_a_replicate_of_the_bootstrap_is_a_fit_of_repeated_units(fitted):
     np.testing.assert_allclose(
         found.draws[0], choice.scored.slopes[choice.scored.best], atol=1e-6
     )
+
+
+@pytest.mark.parametrize("choose", ["stepwise", "dropout"])
+def test_the_bootstrap_repeats_the_whole_choice(choose):
+    """Screen and dropout are of the units drawn, with the steps of the fit."""
+    units, layers = city(2, 300)
+    built = ds.rtm(
+        "rtm(crimes ~ alcohol + metro, distances=(200, 400))", units,
+        {name: layers[name] for name in ("alcohol", "metro")},
+        choose=choose, family="poisson",
+    )  # fmt: skip
+    found = built.fit(steps=150).bootstrap(2, seed=5)
+    rng = np.random.default_rng(5)
+    for r in range(2):
+        w = np.bincount(rng.integers(300, size=300), minlength=300).astype(float)
+        choice = choose_by(
+            built.terrain, "poisson", choose, "bic", steps=150, seed=5 + r, weights=w
+        )
+        np.testing.assert_array_equal(found.choices[r], choice.best)
+        effects = choice.scored.slopes[choice.scored.best]
+        np.testing.assert_allclose(found.draws[r], effects)
+
+
+def test_names_that_are_no_identifiers():
+    """Half a block may be 12.5 metres; layers may have names of two words."""
+    units, layers = city(1, 500)
+    named = {"wine bars": layers["alcohol"], "metro": layers["metro"]}
+    results = ds.rtm(
+        "rtm(crimes ~ `wine bars` + metro, distances=(200, 412.5))", units, named,
+        family="poisson",
+    ).fit()  # fmt: skip
+    table = results.risk_table()
+    assert set(table.index) == {"wine bars_within_200", "metro_within_412.5"}
+    effects = results.params.drop("Intercept").to_numpy()
+    np.testing.assert_allclose(np.sort(table["coef"]), np.sort(effects))
+    both = np.exp(table["coef"].sum())
+    assert results.scores()["relative_risk"].max() == pytest.approx(both)
+    page = str(results.summary())
+    assert "wine bars" in page and "412.5" in page and "`" not in page.split("\n", 1)[1]
+    np.testing.assert_allclose(results.predict(units), results.fittedvalues)
+    assert results.split_sample().table.shape == table.shape
+    assert "wine bars" in results.bootstrap(2).factors.index
 
 
 def test_the_page(fitted):
