@@ -27,11 +27,14 @@ from .models.beta import betareg
 from .models.categorical import mnlogit, ordinal
 from .models.counts import hurdle, negativebinomial, zinb
 from .models.counts import zip_ as zip
+from .models.dgmm import dgmm, net
 from .models.glm import GLM
+from .models.hierreg import hierreg
 from .models.linear import OLS
 from .models.lossreg import fairness, fairness_frontier, fairness_table, lossreg
 from .models.mixed.power import power
 from .models.quantile import quantreg
+from .models.simple import simple_weights
 from .persist import load
 from .summary import compare, etable
 
@@ -43,6 +46,7 @@ __all__ = [
     "anova",
     "betareg",
     "compare",
+    "dgmm",
     "etable",
     "fairness",
     "fairness_frontier",
@@ -50,6 +54,7 @@ __all__ = [
     "fit",
     "glm",
     "glmer",
+    "hierreg",
     "hurdle",
     "lmer",
     "load",
@@ -57,6 +62,7 @@ __all__ = [
     "lossreg",
     "mnlogit",
     "negativebinomial",
+    "net",
     "nlmer",
     "nls",
     "ols",
@@ -67,6 +73,7 @@ __all__ = [
     "quantreg",
     "rtm",
     "set_default_device",
+    "simple_weights",
     "traj",
     "traj_select",
     "wls",

