@@ -19,8 +19,8 @@ from .sparse import SparseLayout
 from .structure import Term, lower_factor
 
 __all__ = [
-    "Found", "bounded_step", "corrected", "definite", "determined", "minimise", "moments",
-    "moments_of_scores", "starting",
+    "Found", "bounded_step", "corrected", "definite", "determined", "minimise",
+    "moments", "moments_of_scores", "starting",
 ]  # fmt: skip
 
 # A standardised standard deviation below this counts as zero.
