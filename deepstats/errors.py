@@ -21,6 +21,7 @@ __all__ = [
     "MissingDataWarning",
     "ModelError",
     "NonuniqueWarning",
+    "ProfileWarning",
     "RankWarning",
     "SelectionWarning",
     "SeparationWarning",
@@ -90,6 +91,10 @@ class SelectionWarning(UserWarning):
 
 class SeparationWarning(UserWarning):
     """The likelihood has no maximum: some outcomes are predicted perfectly."""
+
+
+class ProfileWarning(UserWarning):
+    """Parameters have no profile here, and are left out of those asked for."""
 
 
 class RankWarning(UserWarning):

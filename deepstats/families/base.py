@@ -143,10 +143,15 @@ class Family:
         slope = self.links[0].derivative(etas[0])
         return slope * (slope / self.variance(*etas))
 
-    def _hold(self, parameter: str) -> None:
-        """Drop the predictor of the last parameter, which has a known value."""
+    def _hold(
+        self, parameter: str, interval: tuple[float, float] | None = None
+    ) -> None:
+        """Drop the predictor of the last parameter, which has a known value.
+
+        It is in an interval, by default that of values that can be estimated.
+        """
         value = getattr(self, parameter)
-        low, high = self.domains[-1]
+        low, high = interval or self.domains[-1]
         known = isinstance(value, int | float) and not isinstance(value, bool)
         if not (known and low < value < high):
             raise ValueError(

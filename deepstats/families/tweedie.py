@@ -23,8 +23,10 @@ __all__ = [
 ]
 
 _SERIES_ELEMENTS = 4_000_000
-#: Of the power.
-_UNIT_LOGIT = Interval(1.0, 2.0)
+#: Of an estimated power: beyond, the responses are as good as Poisson's multiples or
+#: gamma's, and the terms of the series without end.
+_POWERS = (1.01, 1.99)
+_POWER_LOGIT = Interval(*_POWERS)
 
 
 def tweedie_kernel(y: Tensor, log_mu: Tensor, power: Tensor | float) -> Tensor:
@@ -63,24 +65,28 @@ def tweedie_normaliser(y: Tensor, phi: Tensor, power: Tensor | float) -> Tensor:
 def _log_series(y: Tensor, phi: Tensor, p: Tensor) -> Tensor:
     """Logarithm of a(y, phi, p), in blocks of rows that bound the memory."""
     centre = (y ** (2 - p) / (phi * (2 - p))).detach()
-    widest = float(centre.max()) if centre.numel() else 0.0
-    # The terms fall as a Poisson's: 10 standard deviations and a floor of 30 leave
-    # out less than 1e-17 of the sum (checked against a sum of 100,000 terms).
-    terms = 2 * math.ceil(10 * math.sqrt(widest)) + 60
-    rows = max(1, _SERIES_ELEMENTS // terms)
-    flat = [t.reshape(-1).split(rows) for t in (y, phi, p, centre)]
+    spread = torch.sqrt(centre * (p - 1)).detach()
+    # The terms are a smooth function of j, a Poisson's or narrower: sums at steps of
+    # half a standard deviation are the whole sum to rounding (Euler-Maclaurin), and
+    # 10 of them with a floor of 30 terms leave out less than 1e-17 of it.
+    step = (spread / 2).floor().clamp(min=1)
+    reach = (10 * spread + 30) / step
+    terms = 2 * math.ceil(float(reach.max()) if reach.numel() else 0.0)
+    rows = max(1, _SERIES_ELEMENTS // max(terms, 1))
+    flat = [t.reshape(-1).split(rows) for t in (y, phi, p, centre, step)]
     blocks = [
-        _series_block(a, b, c, d, terms) for a, b, c, d in zip(*flat, strict=True)
+        _series_block(a, b, c, d, e, terms) for a, b, c, d, e in zip(*flat, strict=True)
     ]
     return torch.cat(blocks).reshape(y.shape)
 
 
 def _series_block(
-    y: Tensor, phi: Tensor, p: Tensor, centre: Tensor, terms: int
+    y: Tensor, phi: Tensor, p: Tensor, centre: Tensor, step: Tensor, terms: int
 ) -> Tensor:
     shape = (2 - p) / (p - 1)  # of the gamma sizes
-    first = (centre.floor() - terms // 2).clamp(min=1)
-    j = first[:, None] + torch.arange(terms, dtype=y.dtype, device=y.device)
+    first = (centre.floor() - step * (terms // 2)).clamp(min=1)
+    j = torch.arange(terms, dtype=y.dtype, device=y.device)
+    j = first[:, None] + step[:, None] * j
     log_z = (
         shape * (torch.log(y) - torch.log(p - 1))
         - (1 + shape) * torch.log(phi)
@@ -88,7 +94,7 @@ def _series_block(
     )
     sizes = torch.lgamma(shape[:, None] * j)
     log_w = j * log_z[:, None] - torch.lgamma(1 + j) - sizes
-    return torch.logsumexp(log_w, dim=-1) - torch.log(y)
+    return torch.logsumexp(log_w, dim=-1) + torch.log(step) - torch.log(y)
 
 
 def check_tweedie(y: Tensor, name: str) -> None:
@@ -148,9 +154,10 @@ class TweedieML(Family):
     ----------
     link, phi_link, power_link : Link or str
         Links of the mean, the dispersion and the power; the variance is
-        ``phi mu^power``. The power's is, by default, the logit of ``power - 1``.
+        ``phi mu^power``. An estimated power is between 1.01 and 1.99, and its link, by
+        default, the logit of its place between them.
     power : float, optional
-        The power where it is known; by default it is estimated.
+        The power where it is known, between 1 and 2; by default it is estimated.
 
     References
     ----------
@@ -160,18 +167,18 @@ class TweedieML(Family):
 
     name: ClassVar[str] = "tweedieml"
     predictors: ClassVar[tuple[str, ...]] = ("mu", "phi", "power")
-    domains: ClassVar = (POSITIVE, POSITIVE, (1.0, 2.0))
+    domains: ClassVar = (POSITIVE, POSITIVE, _POWERS)
     has_expected: ClassVar[bool] = True
     link: Link = LOG
     phi_link: Link = LOG
-    power_link: Link = _UNIT_LOGIT
+    power_link: Link = _POWER_LOGIT
     power: float | None = None
 
     def __post_init__(self) -> None:
         """Check the links; a known power has no predictor."""
         super().__post_init__()
         if self.power is not None:
-            self._hold("power")
+            self._hold("power", (1.0, 2.0))
 
     def parameters(self, *etas: Tensor) -> tuple[Tensor, ...]:
         """Mean, dispersion and power."""

@@ -17,13 +17,15 @@ def separated_columns(design: Design, kind: str, compute: Compute) -> list[int]:
 
     A direction g with ``s_i x_i'g >= 0`` for all rows and > 0 for some keeps raising
     the likelihood; s is +1 and -1 for successes and failures. For counts rows at zero
-    have s = -1 and all others must not move, ``x_i'g = 0``. One linear program finds
-    the direction that moves the most rows.
+    have s = -1 and all others must not move, ``x_i'g = 0``. Of ordered levels a row
+    is a success at the threshold below its level and a failure at that above. One
+    linear program finds the direction that moves the most rows.
 
     Parameters
     ----------
     design : Design
-    kind : {"binary", "count"}
+    kind : {"binary", "count", "ordinal"}
+        Responses of the last are codes from zero; every level occurs.
     compute : Compute
 
     Returns
@@ -45,10 +47,12 @@ def separated_columns(design: Design, kind: str, compute: Compute) -> list[int]:
     step = max(1, -(-design.n * design.X.k // _LIMIT))
     part = design if step == 1 else design.every(step)
     X = part.X.to_dense(Compute("cpu", memory=compute.memory)).numpy()
-    y = np.asarray(part.y, dtype=np.float64)
+    y, k = np.asarray(part.y, dtype=np.float64), X.shape[1]
+    if kind == "ordinal":
+        X, y = _at_thresholds(X, y.astype(int))
     scale = np.sqrt((X**2).sum(0))
     X = X / np.where(scale > 0, scale, 1.0)
-    if kind == "binary":
+    if kind != "count":
         inner = (y > 0) & (y < 1)
         free, fixed = np.where(y > 0.5, 1.0, -1.0)[~inner, None] * X[~inner], X[inner]
     else:
@@ -66,4 +70,17 @@ def separated_columns(design: Design, kind: str, compute: Compute) -> list[int]:
     )
     if found.status != 0 or -found.fun < 1e-7 * len(free):
         return []
-    return [int(j) for j in np.flatnonzero(np.abs(found.x) > 1e-6)]
+    return [int(j) for j in np.flatnonzero(np.abs(found.x[:k]) > 1e-6)]
+
+
+def _at_thresholds(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows at the thresholds beside their levels, with a column for each threshold."""
+    own = -np.eye(int(y.max()))
+    above, below = y > 0, y < len(own)
+    return (
+        np.vstack([
+            np.hstack([X[above], own[y[above] - 1]]),
+            np.hstack([X[below], own[y[below]]]),
+        ]),
+        np.repeat([1.0, 0.0], [above.sum(), below.sum()]),
+    )  # fmt: skip

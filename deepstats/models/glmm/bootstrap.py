@@ -21,7 +21,6 @@ from ..mixed.bootstrap import (
     MixedBootstrap,
     as_series,
     collected,
-    new_response,
     parameter_frame,
     start_of,
 )
@@ -66,7 +65,7 @@ def refit(
     """
     model = results.model
     if y is not None:
-        model = with_response(model, new_response(results, y))
+        model = with_response(model, results.read_response(y))
     reml = results.reml if reml is None else bool(reml)
     found = again(results, model, reml=reml)
     return model.reported(found)
@@ -88,7 +87,7 @@ def with_response(model: MixedGLM, y: np.ndarray) -> MixedGLM:
     other = copy.copy(model)
     other.design = replace(model.design, y=y)
     other.cautions = ()
-    other._check_response()
+    other.check_drawn()
     return other
 
 

@@ -27,6 +27,7 @@ _SEPARABLE = {
     "binomial": "binary", "betabinomial": "binary", "poisson": "count",
     "negativebinomial": "count", "zeroinflatedpoisson": "count",
     "zeroinflatedpoissontau": "count", "zeroinflatednegativebinomial": "count",
+    "ordinal": "ordinal",
 }  # fmt: skip
 #: A standard error this large, in units of its column, is worth a linear program ...
 _WIDE = 20.0
@@ -44,6 +45,9 @@ _ADVICE = {
     "nu": "the tails are those of the normal distribution: fit the gaussian family",
     "phi": "the precision runs without end: fit the family without one, or leave "
     "terms out of the dispersion part",
+    "power": "the power runs to an end of its range, 1.01 or 1.99: fit the gamma "
+    "family (power 2) or the inverse gaussian (3) where no response is zero, the "
+    'Poisson (1) to counts, or give the power, family=get_family("tweedie", power=1.9)',
 }
 
 
@@ -66,7 +70,7 @@ def cautions_of(
     separated = [*_separated(results), *_alike_within(results)]
     for text in separated:
         yield text, SeparationWarning
-    endless = _endless(results)
+    endless = _endless(results, bool(separated))
     for name, labels in endless.items():
         why = _ADVICE.get(name, "leave those terms out, or fit a simpler family")
         yield (
@@ -141,11 +145,13 @@ def _infinite(what: str, names: list[str]) -> str:
     )
 
 
-def _endless(results: MixedGLMResults) -> dict[str, list[str]]:
+def _endless(results: MixedGLMResults, separated: bool) -> dict[str, list[str]]:
     """Name coefficients of the other predictors that run without end."""
     found = {}
     blocks = results.model.parameters.blocks
     for block, widths in zip(blocks[1:], _widths(results)[1:], strict=True):
+        if separated and block.component == "Thresholds":
+            continue  # They move along with what is infinite.
         labels = [n for n, w in zip(block.labels, widths, strict=True) if w > _ENDLESS]
         if labels and block.name != "zero":
             found[block.name] = labels

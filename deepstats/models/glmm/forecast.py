@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...compute import Compute, one_thread
 from ...design import Design, RandomTerm
-from ...errors import ModelError
+from ...errors import BoundaryWarning, ModelError, caution
 from ...families import Family
 from ...families.mixtures import Hurdle, TwoPart
 from ...prediction import slopes
@@ -52,6 +52,8 @@ __all__ = [
 #: Points of Gauss-Hermite quadrature over the variance of a linear predictor; for each
 #: of several.
 _NODES, _NODES_EACH = 40, {2: 24, 3: 10}
+#: Standard deviations from which on random effects are out of reach.
+_FAR = 5.0
 #: Draws of a new observation behind a prediction interval, and how many at a time.
 _DRAWS, _ELEMENTS = 2000, 4_000_000
 
@@ -133,6 +135,10 @@ def predict(
         allow_new_levels, offset, exposure,
     )  # fmt: skip
     v = linear.drawn if marginal else None
+    if v is not None:
+        _refuse_average(results.model.family, linear.etas, v)
+    elif which in ("response", "conditional"):
+        _warn_beyond(results.model.family, linear.etas)
     value, by_eta, by_v = _with_slopes(function, linear.etas, v)
     label = linear.data.label
     if interval is None:
@@ -164,6 +170,59 @@ def _check(interval: str | None, level: float, which: str, marginal: bool) -> No
         raise ValueError(
             "marginal=True averages a mean over the random effects: use "
             f"which='response' or 'conditional', not {which!r}."
+        )
+
+
+# -- links with a limited range --------------------------------------------------------
+
+
+def _beyond(family: Family, etas: Sequence[Tensor]) -> Tensor:
+    """Where the mean's predictor is out of the range of its link."""
+    low, high = family.domains[0]
+    mu = family.links[0].inverse(etas[0])
+    return mu.isnan() | (mu < low) | (mu > high)
+
+
+def _refuse_beyond(family: Family, etas: Sequence[Tensor], what: str) -> None:
+    """Refuse draws of predictors that no mean belongs to."""
+    gone = _beyond(family, etas)
+    if bool(gone.any()):
+        raise ModelError(
+            f"{what} take the linear predictor out of the range of the "
+            f"{family.links[0].name} link in {float(gone.double().mean()):.2%} of the "
+            "draws, where the response has no mean; fit the model with another link, "
+            "such as log."
+        )
+
+
+def _refuse_average(family: Family, etas: Sequence[Tensor], v: np.ndarray) -> None:
+    """Refuse means over random effects that do not exist, or nearly so."""
+    points, _ = nodes_and_weights()
+    sd = torch.from_numpy(v[0]).sqrt()
+    ends = [etas[0] + side * _FAR * sd for side in (-1.0, 1.0)]
+    outer = [etas[0] + side * points.max() * sd for side in (-1.0, 1.0)]
+    link = family.links[0]
+    gone = [_beyond(family, [end]) for end in ends]
+    gone += [link.inverse(end).isnan() for end in outer]
+    count = int(torch.stack(gone).any(0).sum())
+    if count and link.name != "identity":
+        raise ModelError(
+            f"the mean over the random effects does not exist in {count} of "
+            f"{len(etas[0])} rows: they take the linear predictor out of the range of "
+            f"the {link.name} link. Use marginal=False, or fit the model with another "
+            "link, such as log."
+        )
+
+
+def _warn_beyond(family: Family, etas: Sequence[Tensor]) -> None:
+    """Say which predictions are no mean of the family."""
+    count = int(_beyond(family, etas).sum())
+    if count:
+        caution(
+            f"the linear predictor of {count} of {len(etas[0])} rows is out of the "
+            f"range of the {family.links[0].name} link: what is predicted there is no "
+            "mean that the family has.",
+            BoundaryWarning,
         )
 
 
@@ -556,6 +615,9 @@ def _observed(
         )
         moved = root[rows] @ noise
         etas = [e[rows, None] + moved[:, j] for j, e in enumerate(linear.etas)]
+        _refuse_beyond(
+            results.model.family, etas, "the uncertainty and the random effects"
+        )
         options = {}
         if size is not None:
             options["size"] = torch.from_numpy(size[rows, None]).expand_as(etas[0])
@@ -673,4 +735,5 @@ def simulated(
         moved = [eta.numpy().copy() for eta in etas]
         _add_random(moved, design, design.random, drawn, model.compute)
         given = [torch.from_numpy(eta) for eta in moved]
+        _refuse_beyond(family, given, "random effects that are drawn anew")
         yield family.sample(*given, generator=noise, **options).numpy()

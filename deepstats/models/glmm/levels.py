@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...compute import one_thread
-from ...errors import ModelError
+from ...errors import DesignError, ModelError
 from .forecast import Function, Linear, _check, _confidence, _with_slopes, predict
 from .results import MixedGLMResults
 
@@ -233,6 +233,28 @@ class MixedOrdinalResults(MixedGLMResults):
                 column.astype(int), levels, ordered=True
             )
         )
+
+    def read_response(self, y: Any) -> np.ndarray:
+        """Codes of a response for the rows used, from levels of the data.
+
+        Parameters
+        ----------
+        y : array_like, shape (n,)
+            As `simulate` gives them.
+
+        Raises
+        ------
+        DesignError
+            For what is no level of the fit.
+        """
+        levels = pd.Index(self.model.levels)
+        values = np.asarray(self.model.design.values(y, "y"))
+        codes = levels.get_indexer(pd.Index(values.ravel()))
+        if values.ndim != 1 or (codes < 0).any():
+            raise DesignError(
+                f"y must be one column of the levels {', '.join(map(str, levels))}."
+            )
+        return codes.astype(np.float64)
 
     def dispersion_test(self, *args: Any, **options: Any) -> NoReturn:
         """Not here: a category has no variance to compare."""

@@ -237,6 +237,10 @@ class MixedGLM(RegressionModel):
                 "explain."
             )
 
+    def check_drawn(self) -> None:
+        """Check a response that has taken the place of that of the data."""
+        self._check_response()
+
     def _labelled(self) -> Iterator[RandomTerm]:
         """Name random effects of further predictors by the parameter they are of."""
         names = self.family.predictors

@@ -121,6 +121,15 @@ class MixedOrdinal(MixedGLM):
                 "use fewer terms or merge levels."
             )
 
+    def check_drawn(self) -> None:
+        """Check codes of the levels of the fit, which must all occur."""
+        empty = set(range(len(self.levels))) - set(self.design.y.tolist())
+        if empty:
+            names = ", ".join(str(self.levels[k]) for k in sorted(empty))
+            raise DesignError(
+                f"no response is {names}: the thresholds beside it have no estimate."
+            )
+
 
 def mixed_glm(
     formula: str | Formula, data: Any, *, family: Any = "binomial", **options: Any

@@ -240,12 +240,15 @@ def profile(
     Warns
     -----
     SeparationWarning, BoundaryWarning, ConvergenceWarning
+    ProfileWarning
+        Parameters of structured covariances are left out: the others are profiled over
+        them.
     """
     ml = results.refit(reml=False) if results.reml else results
     point = ml.found.point
     return profiled(
         lambda: _curves(ml), lambda curve: _estimate(curve, point), parameters,
-        point.value, alpha, steps, results.reml,
+        point.value, alpha, steps, results.reml, point.laplace.structure,
     )  # fmt: skip
 
 

@@ -307,6 +307,13 @@ def _probabilities(
         etas = tuple(e[rows] for e in linear.etas)
         found.append(integrated(_both(family, y[rows], trials_of), etas, v[:, rows]))
     below, at = torch.cat(found, dim=1).numpy()
+    if np.isnan(at).any():
+        raise ModelError(
+            f"random effects take the linear predictor of {int(np.isnan(at).sum())} "
+            f"rows out of the range of the {family.links[0].name} link, and the "
+            "distribution over them does not exist: use re_form=None, for residuals "
+            "given the modes."
+        )
     return below, at
 
 

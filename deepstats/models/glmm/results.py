@@ -373,6 +373,18 @@ class MixedGLMResults(Results):
 
         return parametric(self, replications, seed, statistic, re_form)
 
+    def read_response(self, y: Any) -> np.ndarray:
+        """Read another response for the rows used; (n,).
+
+        Parameters
+        ----------
+        y : array_like
+            One value for each row used, or for each row of the data.
+        """
+        from ..mixed.bootstrap import new_response
+
+        return new_response(self, y)
+
     def refit(self, y: Any = None, *, reml: bool | None = None) -> MixedGLMResults:
         """Fit the same model to another response, or by the other criterion.
 

@@ -22,7 +22,7 @@ import torch
 
 from ...families import CumulativeLink
 from ...likelihood import pointwise
-from ..mixed.search import bounded_step
+from ..mixed.search import bounded_step, corrected
 from .laplace import TIGHT, Laplace, Point
 from .starts import starting
 
@@ -43,6 +43,7 @@ _MOVED = 1e-3
 _ZERO = 1e-8
 #: Differences of gradients reach this far, in units of 1 / sqrt(curvature).
 _STEP = 1e-4
+_FINEST = 1e-10
 #: They change covariance parameters by this share at most, small ones as one so large.
 _SHARE, _SMALL = 1e-3, 0.03
 #: Steps longer than this, in standard errors, are followed by a new approximate Hessian
@@ -68,6 +69,8 @@ _KEPT = 0.1
 _GAIN = 1e-8
 #: Longest step: of a covariance parameter, and of a linear predictor (mean square).
 _LONGEST, LONGEST_ETA = 1.0, 3.0
+#: A step of which no more than this share can be taken is cut in what makes it long.
+_STUMP = 0.01
 
 
 @dataclass(eq=False)
@@ -193,7 +196,7 @@ def minimise(
             # Gradients bend: what they have shown on the way is of no use here.
             H = approximate(now.point)
         else:
-            H = _corrected(H, change, turn)
+            H = corrected(H, change, turn)
     else:
         message = f"not converged in {max_iterations} iterations"
     now = _tightened(laplace, now)
@@ -276,7 +279,19 @@ def _step(now: _Joint, H: np.ndarray, lower: np.ndarray) -> tuple[np.ndarray, fl
 
 def _shortened(laplace: Laplace, now: _Joint, step: np.ndarray) -> np.ndarray:
     """Shorten a step that leaves the range in which derivatives say something."""
-    return reachable(laplace, now.point.x, step) * step
+    share = reachable(laplace, now.point.x, step)
+    if share < _STUMP:
+        # Of a flat covariance parameter, which is not to keep all others in place.
+        room, cut = _room(now.point.x), step.copy()
+        cut[: len(room)] = cut[: len(room)].clip(-room, room)
+        if cut @ now.gradient < 0:
+            step, share = cut, reachable(laplace, now.point.x, cut)
+    return share * step
+
+
+def _room(x: np.ndarray) -> np.ndarray:
+    """How far covariance parameters may move at once."""
+    return _LONGEST * np.maximum(np.abs(x), 1.0)
 
 
 def reachable(laplace: Laplace, x: np.ndarray, step: np.ndarray) -> float:
@@ -292,13 +307,13 @@ def reachable(laplace: Laplace, x: np.ndarray, step: np.ndarray) -> float:
     """
     k, limits = len(x), [1.0]
     if k:
-        room = _LONGEST * np.maximum(np.abs(x), 1.0)
-        limits.append(float((room / np.maximum(np.abs(step[:k]), 1e-300)).min()))
+        size = np.maximum(np.abs(step[:k]), 1e-300)
+        limits.append(float((_room(x) / size).min()))
     place = k
     for X in laplace.X:
         part = torch.from_numpy(step[place : place + X.shape[1]]).to(X)
-        size = float((X @ part).square().mean().sqrt())
-        limits.append(LONGEST_ETA / max(size, 1e-300))
+        length = float((X @ part).square().mean().sqrt())
+        limits.append(LONGEST_ETA / max(length, 1e-300))
         place += X.shape[1]
     return min(limits)
 
@@ -330,17 +345,6 @@ def _line(
         laplace.begin_at(now.point)
         length /= 2
     return None
-
-
-def _corrected(H: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Make a Hessian agree with the last change of the gradient (BFGS, damped)."""
-    Hs = H @ s
-    sHs, sy = float(s @ Hs), float(s @ y)
-    if sHs <= 0 or not np.isfinite(sy):
-        return H
-    share = 1.0 if sy >= 0.2 * sHs else 0.8 * sHs / (sHs - sy)
-    y = share * y + (1 - share) * Hs
-    return H - np.outer(Hs, Hs) / sHs + np.outer(y, y) / float(s @ y)
 
 
 @singledispatch
@@ -514,7 +518,8 @@ def hessian(point: Point, near: np.ndarray | None = None) -> np.ndarray:
     z, k = at.x, len(point.x)
     about = approximate(point) if near is None else near
     scale = np.sqrt(np.maximum(np.abs(np.diag(about)), 1e-8))
-    reach = _STEP / scale
+    # Never so little that rounding is all there is.
+    reach = np.maximum(_STEP / scale, _FINEST * np.maximum(np.abs(z), 1.0))
     # Where a covariance is singular the approximation knows no curvature.
     reach[:k] = np.minimum(reach[:k], _SHARE * np.maximum(np.abs(point.x), _SMALL))
     H = np.empty((len(z), len(z)))

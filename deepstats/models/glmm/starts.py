@@ -17,8 +17,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from ...families import GaussianML
 from ...families.links import Log, Logit, Probit
-from ..mixed.search import moments_of_scores
+from ..mixed.criterion import Criterion
+from ..mixed.search import moments_of_scores, newton
 from ..mixed.structure import Structure
 from .laplace import Laplace
 
@@ -29,6 +31,8 @@ __all__ = ["starting"]
 _START, _LEAST, _MOST = 0.5, 0.03, 4.0
 #: Of averaging over a normal variance v: coefficients shrink by ``sqrt(1 + c v)``.
 _SHRINKS = {Logit: (16 * np.sqrt(3) / (15 * np.pi)) ** 2, Probit: 1.0}
+#: Steps of the working linear model.
+_WORKING = 20
 #: Not more than this is made of what one step knows.
 _STRETCH = 3.0
 
@@ -59,7 +63,63 @@ def starting(
         if np.isfinite(found).all():
             v, gamma = _undone(laplace, found, gamma)
             v = v.clip(_LEAST * unit, _MOST * unit)
-    return _parameters(structure, v, unit), gamma
+    x = _parameters(structure, v, unit)
+    if structure.structured and tuple(laplace.rows.parts) == (0,):
+        return _working(laplace, x, gamma, unit)
+    return x, gamma
+
+
+def _working(
+    laplace: Laplace, x: np.ndarray, gamma: np.ndarray, unit: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Parameters of structured covariances by the working linear model.
+
+    Its weights and response are those without random effects. It costs little, so that
+    all beginnings that shapes have are looked at, and the best is followed to the end.
+    A dispersion is profiled out, which else would begin as that of all rows.
+    """
+    slopes = laplace.density.slopes(laplace.predictors(gamma))
+    weights, scores = slopes.positive, slopes.first
+    products = laplace.rows.at(weights, scores)
+    products.G[-1, -1] = float((scores.square() / weights).sum())
+    family = laplace.density.family
+    criterion = Criterion(products, False, 1.0 if len(family.links) == 1 else None)
+    x = laplace.structure.begun(x, lambda x: criterion(x).value)
+    found = newton(criterion, x, _WORKING, 1e-2).point
+    if not np.isfinite(found.value):
+        return x, gamma
+    x = _scaled(laplace.structure, found.x, found.variance, unit)
+    if isinstance(family, GaussianML) and isinstance(family.links[1], Log):
+        gamma = gamma.copy()
+        place = slice(len(gamma) - laplace.X[1].shape[1], None)
+        gamma[place] += np.log(found.variance) / 2 * _constant(laplace.X[1])
+    return x, gamma
+
+
+def _scaled(
+    structure: Structure, x: np.ndarray, variance: float, unit: float
+) -> np.ndarray:
+    """Multiply covariances, and move structured ones off the ends of their range.
+
+    There shapes, or all but the size, have no gradient to leave by.
+    """
+    x = x.copy()
+    for term in structure.terms:
+        part = x[term.params]
+        if term.covariance is not None:
+            sizes = part[: term.covariance.scales]
+            least = _LEAST * unit / term.k
+            if term.covariance.heterogeneous:
+                sizes[:] = np.maximum(sizes * np.sqrt(variance), np.sqrt(least))
+            else:
+                sizes[:] = np.maximum(sizes * variance, least)
+            shapes = part[term.covariance.scales :]
+            if len(shapes):
+                usual = np.array(term.covariance.correlation.starts())
+                shapes[:] = shapes.clip(usual.min(0) - 1, usual.max(0) + 1)
+        else:
+            part *= variance if term.variances else np.sqrt(variance)
+    return x
 
 
 def _parameters(structure: Structure, v: np.ndarray, unit: float) -> np.ndarray:
@@ -68,10 +128,9 @@ def _parameters(structure: Structure, v: np.ndarray, unit: float) -> np.ndarray:
     for term in structure.terms:
         size = v[term.factor]
         if term.covariance is not None:
-            # A row's variance is the sum of what its columns contribute. Large, and
-            # with a moderate shape: the dispersion begins as that of all.
-            starts = term.covariance.starts(unit / term.k)
-            x[term.params] = starts[min(1, len(starts) - 1)]
+            # A row's variance is the sum of what its columns contribute. Large: the
+            # dispersion begins as that of all.
+            x[term.params] = term.covariance.starts(unit / term.k)[0]
         elif term.variances:
             x[term.params] = size
         else:

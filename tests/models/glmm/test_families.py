@@ -6,6 +6,7 @@ The numbers are made by ``tests/reference/families.R``.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 import deepstats as ds
-from deepstats.errors import DesignError, ModelError
+from deepstats.errors import BoundaryWarning, DesignError, ModelError
 from deepstats.families import StudentT, Tweedie, TweedieML, get_family
-from deepstats.families.tweedie import tweedie_cdf
+from deepstats.families.tweedie import tweedie_cdf, tweedie_normaliser
 from deepstats.models.glmm import MixedGLM, MixedGLMResults
 from deepstats.models.glmm.rows import RowDensity
 
@@ -174,6 +175,61 @@ def test_tweedie_density_is_the_mixture(power: float, phi: float) -> None:
     wanted = np.exp(-rate) + (weights * each.cdf(y[:, None])).sum(1)
     np.testing.assert_allclose(at.numpy(), wanted, rtol=1e-8)
     assert torch.equal(below, at)
+
+
+@pytest.mark.parametrize("power", [1.01, 1.5, 1.99, 1.9999])
+@pytest.mark.parametrize("phi", [1e-3, 0.2])
+def test_tweedie_series_is_summed_at_steps(power: float, phi: float) -> None:
+    """Of up to ten million terms that count, a few hundred are computed."""
+    y = np.array([0.03, 1.2, 40.0])
+    given = (torch.from_numpy(y), torch.tensor(phi, dtype=torch.float64), power)
+    alpha, logs = (2 - power) / (power - 1), []
+    for value in y:
+        centre = value ** (2 - power) / (phi * (2 - power))
+        reach = int(12 * np.sqrt(centre) + 50)
+        j = np.arange(max(1, int(centre) - reach), centre + reach)
+        log_z = alpha * np.log(value / (power - 1)) - np.log(2 - power)
+        log_z -= (1 + alpha) * np.log(phi)
+        terms = j * log_z - special.gammaln(1 + j) - special.gammaln(alpha * j)
+        logs.append(special.logsumexp(terms) - np.log(value))
+    found = tweedie_normaliser(*given).numpy()
+    np.testing.assert_allclose(found, logs, rtol=1e-14, atol=1e-11)
+
+
+def _without_zeros(draw: Callable[..., np.ndarray], seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    g, x = rng.integers(0, 20, 400), rng.normal(size=400)
+    mu = np.exp(0.5 + 0.4 * x + rng.normal(0, 0.4, 20)[g])
+    return pd.DataFrame({"y": draw(rng, mu), "x": x, "g": g})
+
+
+def test_tweedie_without_zeros() -> None:
+    """Gamma responses: a power near 2, and a likelihood no lower than the gamma's."""
+    data = _without_zeros(lambda rng, mu: rng.gamma(3, mu / 3), 1)
+    results = ds.glmer("y ~ x + (1 | g)", data, family="tweedie").fit()
+    gamma = ds.glmer("y ~ x + (1 | g)", data, family="gamma", link="log").fit()
+    assert results.converged
+    assert 1.8 < results.params["power"] < 1.98
+    assert 0 < results.llf - gamma.llf < 2
+    np.testing.assert_allclose(results.fe_params, gamma.fe_params, atol=0.01)
+    np.testing.assert_allclose(
+        results.bse[["Intercept", "x"]], gamma.bse[["Intercept", "x"]], rtol=0.05
+    )
+
+
+def test_tweedie_at_the_end_of_its_powers() -> None:
+    """Inverse Gaussian responses are beyond it: a warning, and the power's limit."""
+    data = _without_zeros(lambda rng, mu: rng.wald(mu, 5 * mu), 3)
+    model = ds.glmer("y ~ x + (1 | g)", data, family="tweedie")
+    with pytest.warns(BoundaryWarning, match=r"runs to an end of its range.*gamma"):
+        results = model.fit()
+    assert results.params["power"] == pytest.approx(1.99, abs=1e-6)
+    known = get_family("tweedie", power=1.99)
+    held = ds.glmer("y ~ x + (1 | g)", data, family=known).fit()
+    assert results.llf == pytest.approx(held.llf, abs=1e-6)
+    labels = ["Intercept", "x", "phi"]
+    np.testing.assert_allclose(results.params[labels], held.params[labels], rtol=1e-5)
+    np.testing.assert_allclose(results.bse[labels], held.bse[labels], rtol=1e-3)
 
 
 def test_tweedie_draws_have_its_moments() -> None:

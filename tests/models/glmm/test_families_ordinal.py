@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +13,13 @@ import pytest
 from scipy import integrate, special, stats
 
 import deepstats as ds
-from deepstats.errors import DesignError, ModelError, RankWarning
+from deepstats.errors import (
+    BoundaryWarning,
+    DesignError,
+    ModelError,
+    RankWarning,
+    SeparationWarning,
+)
 from deepstats.families import Ordinal
 from deepstats.models.glmm import MixedGLM, MixedOrdinal, MixedOrdinalResults
 
@@ -205,6 +212,66 @@ def test_predictions_that_there_are_not(options: dict, error: type) -> None:
 
 
 # -- other methods ---------------------------------------------------------------------
+
+
+def test_profile_of_two_levels_is_that_of_a_logit() -> None:
+    """The threshold's limits are those of the intercept, turned about."""
+    data = simulated()
+    two = ds.glmer("yes ~ x + (1 | g)", data, family="ordinal").fit()
+    logit = ds.glmer("yes ~ x + (1 | g)", data, family="binomial").fit()
+    mine, theirs = (r.conf_int(method="profile") for r in (two, logit))
+    for label in ("sd(Intercept)|g", "x"):
+        np.testing.assert_allclose(mine.loc[label], theirs.loc[label], rtol=1e-4)
+    wanted = -theirs.loc["Intercept"].to_numpy()[::-1]
+    np.testing.assert_allclose(mine.loc["0|1"], wanted, rtol=1e-4)
+
+
+def test_profile_holds_a_threshold() -> None:
+    """Offsets hold thresholds: all others and the rest are free."""
+    results = fit("probit")
+    profile = results.profile(["1|2", "x"])
+    for label in ("1|2", "x"):
+        knots = profile.frame[profile.frame["parameter"] == label]
+        best = knots.loc[knots["zeta"].abs().idxmin()]
+        assert best["value"] == pytest.approx(results.params[label], abs=1e-6)
+        assert (np.diff(knots["zeta"]) > 0).all()
+        rise = knots["deviance"] + 2 * results.llf
+        np.testing.assert_allclose(knots["zeta"] ** 2, rise, atol=1e-6)
+
+
+def test_bootstrap_of_levels() -> None:
+    """Replicates spread as standard errors say; a refit takes levels of the data."""
+    results = ds.glmer("level ~ x + (1 | g)", simulated(), family="ordinal").fit()
+    drawn = results.bootstrap(40, seed=4)
+    spread = drawn.frame[results.params.index].std()
+    ratio = spread / results.bse
+    assert ((ratio > 0.65) & (ratio < 1.5)).all()
+    y = results.simulate(1, seed=2)["sim_1"]
+    again = results.refit(y)
+    codes = simulated().assign(level=y.cat.codes)
+    fresh = ds.glmer("level ~ x + (1 | g)", codes, family="ordinal").fit()
+    assert again.llf == pytest.approx(fresh.llf, abs=1e-6)
+    with pytest.raises(DesignError, match="levels 0, 1, 2, 3"):
+        results.refit(np.full(600, 7))
+    with pytest.raises(DesignError, match="no response is 3"):
+        results.refit(simulated()["level"].clip(upper=2))
+
+
+def test_separated_levels() -> None:
+    """A column that tells the highest level, or the lower half from the upper."""
+    data = simulated()
+    for least in (3, 2):
+        z = (data["level"] >= least) * 1.0
+        model = ds.glmer(
+            "level ~ x + z + (1 | g)", data.assign(z=z), family="ordinal"
+        )  # fmt: skip
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            model.fit()
+        texts = [str(w.message) for w in found if w.category is SeparationWarning]
+        assert len(texts) == 1
+        assert "the estimate of z is infinite" in texts[0]
+        assert not any(w.category is BoundaryWarning for w in found)
 
 
 def test_quantile_residuals_are_normal() -> None:

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import integrate, linalg, stats
 
-from deepstats.errors import DesignError, ModelError
-from deepstats.models.glmm import MixedGLM
+from deepstats.errors import BoundaryWarning, DesignError, ModelError
+from deepstats.models.glmm import MixedGLM, MixedGLMResults
 
 from .data import fit, load
 from .panels import fitted, panel
@@ -401,3 +401,39 @@ def test_prior_weights_have_no_distribution():
 def test_bad_requests_are_refused(cbpp, options, error, match):
     with pytest.raises(error, match=match):
         cbpp.predict(**options)
+
+
+# -- links with a limited range --------------------------------------------------------
+
+
+def _limited(link: str) -> MixedGLMResults:
+    """A fit to gamma responses whose predictor is often near the end of its range."""
+    rng = np.random.default_rng(2)
+    g, x = np.repeat(np.arange(30), 12), rng.uniform(-1, 1, 360)
+    eta = 1.0 + 0.4 * x + rng.normal(0, 0.3, 30).clip(-0.5, 0.5)[g]
+    mu = 1 / eta if link == "inverse" else eta
+    data = pd.DataFrame({"y": rng.gamma(4, mu / 4), "x": x, "g": g})
+    return MixedGLM("y ~ x + (1 | g)", data, family="gamma", link=link).fit()
+
+
+@pytest.mark.parametrize("link", ["inverse", "identity"])
+def test_predictors_beyond_the_range_of_a_link(link: str) -> None:
+    """Errors and warnings, no NaN and no negative means of positive responses."""
+    results = _limited(link)
+    with pytest.raises(ModelError, match=f"range of the {link} link"):
+        results.simulate(200, seed=1)
+    if link == "inverse":
+        with pytest.raises(ModelError, match="does not exist"):
+            results.predict(marginal=True)
+    else:
+        # Of a linear mean the average is that at effects of zero.
+        np.testing.assert_allclose(
+            results.predict(marginal=True), results.predict(re_form="none"), rtol=1e-9
+        )
+    with pytest.raises(ModelError, match="re_form=None"):
+        results.resid_quantile(seed=1)
+    assert np.isfinite(results.resid_quantile(seed=1, re_form=None)).all()
+    far = pd.DataFrame({"x": [0.0, -9.0], "g": [1, 1]})
+    with pytest.warns(BoundaryWarning, match="1 of 2 rows is out of the range"):
+        results.predict(far)
+    assert (results.predict() > 0).all()

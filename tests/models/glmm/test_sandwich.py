@@ -122,8 +122,8 @@ def test_without_random_variance_it_is_that_of_the_plain_model():
         cov_type="cluster", cov_kwds={"groups": "g", "use_correction": False}
     )
     robust = mixed.get_robustcov_results("CR0")
-    # Scores add up what the two searches left.
-    np.testing.assert_allclose(robust.bse, plain.bse, rtol=1e-5)
+    # The Hessian is by differences that reach a share of 1e-4.
+    np.testing.assert_allclose(robust.bse, plain.bse, rtol=2e-4)
 
 
 def test_clusters_that_share_effects_are_refused():

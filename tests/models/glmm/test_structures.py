@@ -11,7 +11,7 @@ from mixed.structures import REFERENCE, frame, places, series
 from scipy.linalg import toeplitz
 
 import deepstats as ds
-from deepstats.errors import SingularFitWarning
+from deepstats.errors import ProfileWarning, SingularFitWarning
 
 TMB = {
     "ar1": ("Orthodont", "distance ~ age + ar1(0 + C(age) | Subject)", "gaussian"),
@@ -119,6 +119,51 @@ def test_normal_responses_are_those_of_the_linear_model():
     np.testing.assert_allclose(general.theta, scaled, rtol=2e-3)
 
 
+@pytest.mark.parametrize("seed", [0, 3, 5, 9])
+def test_few_places(seed):
+    """Thirty places say little of Matérn's two shapes; 3, 5, 9: the smoothest there is.
+
+    Begun from one shape alone such fits stopped far below the linear model's.
+    """
+    data = places(np.random.default_rng(seed), 30, 3.0)
+    formula = "y ~ x + mat(north + east | one)"
+    linear = ds.lmer(formula, data).fit(reml=False)
+    general = ds.glmer(formula, data, family="gaussian").fit()
+    assert general.converged
+    assert general.llf == pytest.approx(linear.llf, abs=1e-6)
+    np.testing.assert_allclose(general.fe_params, linear.params, rtol=1e-4)
+
+
+@pytest.mark.parametrize("formula", [
+    "distance ~ age + ou(age | Subject)",
+    "distance ~ age * Sex + ou(age | Subject)",
+    "distance ~ age + mat(age | Subject)",
+])  # fmt: skip
+def test_few_times(formula):
+    """Four times a child, of which ou's range is hardly known."""
+    data = frame("Orthodont")
+    linear = ds.lmer(formula, data).fit(reml=False)
+    general = ds.glmer(formula, data, family="gaussian").fit()
+    assert general.converged
+    assert general.llf == pytest.approx(linear.llf, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mat", "exp"])
+def test_few_places_of_counts(kind):
+    """No start that a user could give finds a better fit."""
+    rng = np.random.default_rng(8)
+    data = places(rng, 30, 3.0)
+    data["n"] = rng.poisson(np.exp(data["y"]))
+    model = ds.glmer(
+        f"n ~ x + {kind}(north + east | one)", data, family="poisson"
+    )  # fmt: skip
+    results = model.fit()
+    assert results.converged
+    for reach in (0.5, 5.0):
+        start = [1.0, reach] if kind == "exp" else [1.0, reach, 0.7]
+        assert model.fit(start=start).llf < results.llf + 1e-5
+
+
 def test_many_places_and_rows_of_one_only_meet_their_own():
     """Shortcuts for columns of which a row has one: as without them."""
     from deepstats.models.glmm import mixed_glm
@@ -151,6 +196,15 @@ def test_results_of_a_structured_fit():
     )
     assert results.ranef(cond_var=True)["g"].shape == (30, 10)
     assert results.simulate(2, seed=1).shape == (len(data), 2)
+
+
+def test_profiles_leave_structured_covariances_out():
+    """They say so, but not where none was asked for."""
+    data = counts()
+    results = ds.glmer("n ~ x + ar1(0 + f | g)", data, family="poisson").fit()
+    assert results.profile("fixed").conf_int().index.tolist() == ["Intercept", "x"]
+    with pytest.warns(ProfileWarning, match=r"ar1\(0 \+ f \| g\) have no profile"):
+        assert results.profile("random").frame.empty
 
 
 def test_no_variance_leaves_the_coefficients_errors():

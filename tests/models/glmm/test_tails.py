@@ -69,14 +69,13 @@ def test_score_of_several_effects_a_level():
     assert _score(u, C) == pytest.approx(total, abs=0.05)
 
 
-def test_heavy_tails_are_found_and_normal_ones_are_not():
+def test_heavy_tails_are_found():
     rng = np.random.default_rng(0)
-    t, z = rng.standard_t(2.2, size=70), rng.standard_normal((3, 70))[2]
+    t, z = rng.standard_t(2.2, size=70), rng.standard_normal(70)
     heavy = MixedGLM("y ~ x + (1 | g)", drawn(0.6 * t, 1), family="poisson").fit()
     normal = MixedGLM("y ~ x + (1 | g)", drawn(0.6 * z, 2), family="poisson").fit()
     one, two = heavy.heavy_tails(nsim=24, seed=5), normal.heavy_tails(nsim=24, seed=5)
     assert one.pvalue == 1 / 25 and one.statistic > one.draws.max()
-    assert two.pvalue > 0.1
     assert "heavy tails of g" in repr(two) and two.failed == 0
     # The largest mode leaves the band of the simulations.
     outside = (one.modes["mode"] > one.modes["high"]) | (
@@ -88,6 +87,18 @@ def test_heavy_tails_are_found_and_normal_ones_are_not():
     for ax in (one.plot(), one.plot_gradient()):
         assert ax.get_xlabel()
     matplotlib.pyplot.close("all")
+
+
+def test_normal_effects_are_rarely_rejected():
+    """Of six data sets, of which the level says 0.3, no more than two."""
+    pvalues = []
+    for seed in range(6):
+        effects = 0.6 * np.random.default_rng(seed).normal(size=30)
+        data = drawn(effects, seed, 6)
+        results = MixedGLM("y ~ x + (1 | g)", data, family="poisson").fit()
+        pvalues.append(results.heavy_tails(nsim=20, seed=seed).pvalue)
+    assert sum(p <= 1 / 21 for p in pvalues) <= 2
+    assert np.mean(pvalues) > 0.25
 
 
 def test_gradient_function_averages_to_one_under_the_model():
